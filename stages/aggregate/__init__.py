@@ -1,0 +1,1 @@
+"""aggregate: evaluated cells -> tables, figures, paired comparisons."""

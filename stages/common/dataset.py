@@ -1,0 +1,78 @@
+"""The canonical file of a data set (DESIGN 3): written by split, read by pretrain and meta_test.
+
+Images are uint8, sorted by class name and within a class by content, so that any source of the
+same images gives the same bytes. The metadata holds the class names, the three class splits and
+how a network should see the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stages.common.files import metadata_of, open_tensors
+from stages.interface.errors import BadInput
+
+Split = Literal["train", "val", "test"]  # of *classes*: meta-train, meta-val, meta-test
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Pixel p in [0, 1] is shown to networks as (p - mean) / std, per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """uint8 (n, h, w, 3) to float32 (n, 3, h, w), channels-last in memory."""
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return (pixels - self._column(self.mean, pixels)) / self._column(self.std, pixels)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """float (n, 3, h, w) back to uint8 (n, h, w, 3), clamped to valid pixels."""
+        pixels = x * self._column(self.std, x) + self._column(self.mean, x)
+        return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The images of one split: class i is `images[i]`, uint8 (n_i, h, w, 3)."""
+
+    dataset: str
+    class_ids: list[int]  # position of the class in the data set's sorted class names
+    class_names: list[str]
+    images: list[Tensor]
+    image_size: int
+    normalisation: Normalisation
+
+
+def load_split(path: Path, split: Split) -> ClassImages:
+    """The classes of one split of a canonical file; only their images are read.
+
+    Raises BadInput for a file that is missing or not a canonical data set.
+    """
+    with open_tensors(path) as file:
+        metadata = metadata_of(file, path)
+        if "splits" not in metadata:
+            raise BadInput(f"{path}: not a canonical data set (no class splits in its metadata)")
+        names: list[str] = metadata["class_names"]
+        starts: list[int] = metadata["class_starts"]
+        wanted = sorted(metadata["splits"][split])
+        ids = [names.index(name) for name in wanted]
+        images = file.get_slice("images")
+        return ClassImages(
+            dataset=metadata["dataset"],
+            class_ids=ids,
+            class_names=wanted,
+            images=[images[starts[i] : starts[i + 1]] for i in ids],
+            image_size=metadata["image_size"],
+            normalisation=Normalisation(tuple(metadata["mean"]), tuple(metadata["std"])),
+        )

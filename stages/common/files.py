@@ -1,0 +1,122 @@
+"""Files that are whole or not there: safetensors with one metadata key, JSON, Parquet.
+
+safetensors with two or more metadata keys writes different bytes each time (DESIGN 3), so all
+metadata is one key holding sorted JSON. Everything is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.interface.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+METADATA_KEY = "purer"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends without an error.
+
+    The block may create a file or a folder there; what stood at `path` is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if temporary.is_file():
+            temporary.chmod(0o644)  # safetensors writes files that only their owner can read
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """One safetensors file; equal contents give equal bytes."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
+    with written_whole(path) as temporary:
+        save_file(contiguous, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file of `save_tensors`.
+
+    Raises BadInput for a file that is missing, truncated, or not one of ours.
+    """
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata_of(
+            file, path
+        )
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """The open safetensors file, for reading parts of it. Raises BadInput as `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        file = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise BadInput(f"{path}: not a whole safetensors file: {error}") from None
+    with file:
+        yield file
+
+
+def metadata_of(file: Any, path: Path) -> dict[str, Any]:
+    metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise BadInput(f"{path}: not written by purer (no metadata key {METADATA_KEY!r})")
+    content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return content
+
+
+def save_json(path: Path, content: Any) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def load_json(path: Path) -> Any:
+    """Raises BadInput for a file that is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON: {error}") from None
+
+
+def save_table(path: Path, table: pd.DataFrame) -> None:
+    """Parquet, without an index."""
+    with written_whole(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Raises BadInput for a file that is missing or not Parquet."""
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        return pd.read_parquet(path)
+    except (ArrowException, OSError) as error:
+        raise BadInput(f"{path}: not a whole Parquet file: {error}") from None

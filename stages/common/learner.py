@@ -1,0 +1,122 @@
+"""The learner: a network whose BatchNorm always normalises with a batch's statistics.
+
+theta are its parameters by name. One network structure, two forms of BatchNorm:
+`forward(theta, x)` normalises x with x's own statistics (PURER; transductive where x is a query
+batch), `forward(theta, x, moments)` with given ones (inductive: the support set's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad
+
+from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build, channels_last
+from stages.common.dataset import Normalisation
+from stages.common.files import load_tensors, save_tensors
+from stages.common.pool import load_into
+from stages.interface.errors import BadInput
+
+Theta = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LearnerInfo:
+    """What a learner's file says of it besides its weights."""
+
+    architecture: str
+    n_way: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    method: str
+    iteration: int
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.mean, self.std)
+
+
+class Learner:
+    """The network of `architecture` with n_way outputs, without weights of its own."""
+
+    def __init__(self, architecture: str, n_way: int, image_size: int, device: str = "cpu") -> None:
+        self._batch = build(architecture, n_way, image_size, batch_statistics=True).to(device)
+        self._fixed = build(architecture, n_way, image_size).to(device).eval()
+        self._bn_names = [name for name, _ in bn_layers(self._fixed)]
+
+    def forward(
+        self, theta: Theta, x: Tensor, moments: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> Output:
+        """Logits, features and BatchNorm inputs of x (n, 3, h, w).
+
+        `moments`: mean and biased variance per BatchNorm layer; None: those of x itself.
+        """
+        if moments is None:
+            output: Output = functional_call(self._batch, theta, (x,))
+            return output
+        state = dict(theta)
+        for name, (mean, var) in zip(self._bn_names, moments, strict=True):
+            state[f"{name}.running_mean"], state[f"{name}.running_var"] = mean, var
+        output = functional_call(self._fixed, state, (x,))
+        return output
+
+
+def initial_theta(
+    architecture: str, n_way: int, image_size: int, generator: torch.Generator
+) -> Theta:
+    """Freshly drawn parameters (torch's default initialisation), on the CPU."""
+    net = build(architecture, n_way, image_size, batch_statistics=True, generator=generator)
+    return {name: channels_last(p.detach()) for name, p in net.named_parameters()}
+
+
+def episode_loss(learner: Learner, theta: Theta, x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of the learner on x (n, 3, h, w) with episode labels y (n,)."""
+    return F.cross_entropy(learner.forward(theta, x).logits, y)
+
+
+def adapt(
+    learner: Learner, theta: Theta, x: Tensor, y: Tensor, inner_lr: float, inner_steps: int
+) -> Theta:
+    """Inner loop: theta' = theta - inner_lr * grad L(theta; support), inner_steps times.
+
+    PURER, equation 1b (MAML). Differentiable to second order: gradients of a function of the
+    result flow through the steps to theta and to x.
+    """
+    for _ in range(inner_steps):
+        gradient = grad(lambda t: episode_loss(learner, t, x, y))(theta)
+        theta = {name: p - inner_lr * gradient[name] for name, p in theta.items()}
+    return theta
+
+
+def save_learner(path: Path, theta: Mapping[str, Tensor], info: LearnerInfo) -> None:
+    save_tensors(path, dict(theta), asdict(info))
+
+
+def load_learner(path: Path, device: str = "cpu") -> tuple[Learner, Theta, LearnerInfo]:
+    """A snapshot, checked against its own metadata.
+
+    Raises BadInput for a file that is missing, truncated, foreign or of another architecture.
+    """
+    tensors, metadata = load_tensors(path)
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
+    }
+    try:
+        info = LearnerInfo(**values)
+    except TypeError:
+        raise BadInput(f"{path}: not a learner (its metadata has {sorted(metadata)})") from None
+    if info.architecture not in ARCHITECTURES:
+        raise BadInput(
+            f"{path}: architecture = {info.architecture!r}: allowed: {', '.join(ARCHITECTURES)}"
+        )
+    batch_statistics = build(info.architecture, info.n_way, info.image_size, batch_statistics=True)
+    load_into(batch_statistics, tensors, path)
+    theta = {name: channels_last(t.to(device)) for name, t in sorted(tensors.items())}
+    return Learner(info.architecture, info.n_way, info.image_size, device), theta, info

@@ -1,0 +1,4 @@
+"""What a person sees of a stage: parameters, messages, progress, provenance, interruption.
+
+Nothing here changes a result, so the pipeline does not depend on it (DESIGN 2).
+"""

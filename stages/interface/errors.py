@@ -1,0 +1,43 @@
+"""Bad input ends in one clear message and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used; the message names it, its value, what is allowed."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """' (did you mean "x"?)' for a near miss, else an empty string."""
+    near = difflib.get_close_matches(name, list(allowed), n=1)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def refuses_bad_input(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn `BadInput` into its message on standard error and exit code 2, Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        try:
+            return command(*args, **kwargs)
+        except BadInput as error:
+            console.print("error:", style="bold red", end=" ")
+            console.print(str(error), markup=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from here", style="yellow")
+            raise typer.Exit(130) from None
+
+    return wrapped

@@ -1,0 +1,134 @@
+"""params.yaml, read whole and checked whole, given out by declared key.
+
+Every stage declares the keys it reads as templates, for example `budgets.{budget}.pretrain`;
+`read` gives it those and nothing else, and a test asserts that the pipeline's `params:` are the
+same list. So a stage cannot depend on a parameter that DVC does not know of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.common.params import Section
+from stages.interface.errors import BadInput, did_you_mean
+from stages.meta_test.params import MetaTest, MetaTestBudget
+from stages.meta_train.params import MetaTrain, MetaTrainBudget
+from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.split.params import Datasets
+
+
+class Budget(Section):
+    pretrain: PretrainBudget
+    meta_train: MetaTrainBudget
+    meta_test: MetaTestBudget
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    scenario: Literal["ss"]
+    dataset: Literal["glyphs", "textures", "cifar_fs", "mini_imagenet"]
+    n_way: int = Field(ge=2)
+    n_shot: PositiveInt
+    n_query: PositiveInt
+    method: Literal["ei", "eci"]
+    adaptation: Literal["one_step", "icfil", "nearest_class_mean"]
+    budget: str
+    seed: NonNegativeInt
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    datasets: Datasets
+    pretrain: Pretrain
+    meta_train: MetaTrain
+    meta_test: MetaTest
+    budgets: dict[str, Budget]
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """All parameters, validated.
+
+    Raises BadInput naming every wrong key, its value and what is allowed.
+    """
+    try:
+        document = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is not in this folder; run from the project's root") from None
+    except YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from None
+    try:
+        params = Params.model_validate(document)
+    except ValidationError as error:
+        lines = [_describe(details) for details in error.errors()]
+        raise BadInput("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+    if params.budget not in params.budgets:
+        raise BadInput(
+            f"{path}: budget = {params.budget!r}: allowed: {', '.join(params.budgets)}"
+            + did_you_mean(params.budget, params.budgets)
+        )
+    return params
+
+
+def read(keys: Iterable[str], **cell: str) -> dict[str, Any]:
+    """The values of the declared `keys`, by template, with `{name}`s filled in from `cell`."""
+    params = load()
+    return {template: lookup(params, template.format(**cell)) for template in keys}
+
+
+def lookup(params: Params, key: str) -> Any:
+    """The value at a dotted key, e.g. `budgets.quick.pretrain`.
+
+    Raises BadInput if a part of the key does not exist, naming what does.
+    """
+    value: Any = params
+    for part in key.split("."):
+        fields = value if isinstance(value, dict) else dict(value)
+        if part not in fields:
+            raise BadInput(f"{key}: no {part!r}; allowed: {', '.join(fields)}")
+        value = fields[part]
+    return value
+
+
+def _describe(details: ErrorDetails) -> str:
+    """One line for one pydantic error: key = value: what is allowed."""
+    location = details["loc"]
+    # Branches of a union append a tag of their own: keep what can stand in the file.
+    key = ".".join(str(part) for part in location if not _is_union_tag(part))
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        allowed = _fields_at(location[:-1])
+        near = did_you_mean(str(location[-1]), allowed)
+        return f"{key}: unknown key{near}; allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "literal_error":
+        expected = str(details.get("ctx", {}).get("expected", ""))
+        names = [name.strip(" '") for name in expected.replace(" or ", ", ").split(",")]
+        near = did_you_mean(str(value), names)
+        return f"{key} = {value!r}: allowed: {', '.join(names)}{near}"
+    return f"{key} = {value!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+
+
+def _is_union_tag(part: int | str) -> bool:
+    return isinstance(part, str) and (
+        part.startswith(("literal[", "constrained-")) or part in ("int", "float", "str")
+    )
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section at `location`."""
+    model: Any = Params
+    for part in location:
+        annotation = (
+            model.model_fields[part].annotation if hasattr(model, "model_fields") else model
+        )
+        if getattr(annotation, "__origin__", None) is dict:
+            model = annotation.__args__[1]
+        elif hasattr(annotation, "model_fields"):
+            model = annotation
+    return list(model.model_fields)

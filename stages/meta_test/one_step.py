@@ -1,0 +1,44 @@
+"""Adaptation of the paper: the inner loop on the support set, then the adapted network (MAML).
+
+PURER, section 3.2: theta' = theta - inner_lr * grad L(theta; S); predict with f_theta'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.common.architectures import Output, batch_moments
+from stages.common.episodes import Episode
+from stages.common.learner import Learner, Theta, adapt
+from stages.meta_test.params import OneStep
+
+
+def predict(
+    learner: Learner, theta: Theta, episode: Episode, params: OneStep, batch_norm: str
+) -> Tensor:
+    """Episode labels (n_way * n_query,) of the query images."""
+    adapted = adapt(
+        learner,
+        theta,
+        episode.support_x,
+        episode.support_y,
+        params.inner_lr,
+        params.inner_steps,
+    )
+    with torch.no_grad():
+        _, query = outputs(learner, adapted, episode, batch_norm)
+        return query.logits.argmax(1)
+
+
+def outputs(
+    learner: Learner, theta: Theta, episode: Episode, batch_norm: str
+) -> tuple[Output, Output]:
+    """The network's outputs on support and query images.
+
+    `batch_norm`: the query batch is normalised with its own statistics (transductive, as
+    published) or with those of the support batch (inductive).
+    """
+    support = learner.forward(theta, episode.support_x)
+    moments = batch_moments(support.bn_inputs) if batch_norm == "inductive" else None
+    return support, learner.forward(theta, episode.query_x, moments)

@@ -1,0 +1,1 @@
+"""meta_train: pool -> snapshots of the learner, synthetic images, history; no data."""

@@ -1,0 +1,58 @@
+"""The dynamic dataset: synthetic images of every class of every teacher (PURER, section 4.2).
+
+Shapes: teacher i has k_i classes with n_per_class images each, in the teacher's own normalised
+input space, never clamped (METHODS 1.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stages.common.architectures import channels_last
+from stages.common.episodes import Episode, build_episode, sample_index
+from stages.common.pool import Teacher
+
+
+class DynamicDataset:
+    """`images[i]`: (k_i * n_per_class, 3, h_i, w_i), grouped by class; `labels[i]` likewise."""
+
+    def __init__(
+        self, pool: Sequence[Teacher], n_per_class: int, generator: torch.Generator, device: str
+    ) -> None:
+        self.n_per_class = n_per_class
+        self.images: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self._classes: list[tuple[int, int]] = []  # (teacher, its label) of each pseudo class
+        for i, teacher in enumerate(pool):
+            k, size = len(teacher.info.class_ids), teacher.info.image_size
+            noise = torch.randn(k * n_per_class, 3, size, size, generator=generator)
+            self.images.append(channels_last(noise.to(device)).requires_grad_())
+            self.labels.append(torch.arange(k, device=device).repeat_interleave(n_per_class))
+            self._classes += [(i, label) for label in range(k)]
+
+    def episode(
+        self, n_way: int, n_shot: int, n_query: int, generator: torch.Generator, *, detach: bool
+    ) -> Episode:
+        """A pseudo episode: classes of *all* teachers mixed, all their images used.
+
+        With `detach` False, gradients of a function of the episode flow to `images`.
+
+        Raises ValueError if there are fewer classes or images than asked for.
+        """
+        sizes = [self.n_per_class] * len(self._classes)
+        index = sample_index(sizes, n_way, n_shot, n_query, generator)
+
+        def fetch(pseudo_class: int, positions: Tensor) -> Tensor:
+            teacher, label = self._classes[pseudo_class]
+            images = self.images[teacher]
+            images = images.detach() if detach else images
+            return images[(label * self.n_per_class + positions).to(images.device)]
+
+        episode = build_episode(index, fetch)
+        return episode._replace(
+            support_x=channels_last(episode.support_x),
+            query_x=channels_last(episode.query_x),
+        )

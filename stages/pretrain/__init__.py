@@ -1,0 +1,1 @@
+"""pretrain: data set (meta-train classes) -> a pool of trained teachers."""

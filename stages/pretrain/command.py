@@ -1,0 +1,62 @@
+"""The command of the pretrain stage: meta-train classes -> a pool of teachers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.interface import params
+from stages.interface.errors import BadInput, refuses_bad_input
+
+PARAMS = ("seed", "device", "pretrain", "budgets.{budget}.pretrain")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@refuses_bad_input
+def pretrain(
+    data: Annotated[
+        Path, typer.Option(help="Canonical data set; its meta-train classes are used.")
+    ],
+    n_way: Annotated[int, typer.Option(min=2, help="Classes of a teacher.")],
+    budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
+    out: Annotated[Path, typer.Option(help="The pool folder to write.")],
+) -> None:
+    """Train a pool of classifiers, each on its own few meta-train classes."""
+    given = params.read(PARAMS, budget=budget)
+    from stages.common.dataset import load_split
+    from stages.common.files import written_whole
+    from stages.interface.device import resolve
+    from stages.interface.provenance import Stopwatch, save_provenance
+    from stages.interface.work import work_folder
+    from stages.pretrain.pool import train_pool
+
+    device = resolve(given["device"])
+    images = load_split(data, "train")
+    if n_way > len(images.class_ids):
+        raise BadInput(
+            f"n_way = {n_way}: {data} has only {len(images.class_ids)} meta-train classes"
+        )
+    epochs = given["budgets.{budget}.pretrain"].epochs
+    with work_folder("pretrain", [given, n_way], [data]) as folder:
+        watch = Stopwatch(folder)
+        teachers = folder / "pool"
+        try:
+            infos = train_pool(
+                teachers, images, given["pretrain"], n_way, epochs, given["seed"], device
+            )
+        except ValueError as error:
+            raise BadInput(f"params.yaml: pretrain.{error}") from None
+        finally:
+            watch.save()
+        with written_whole(out) as temporary:
+            shutil.copytree(teachers, temporary)
+        mean = sum(info.val_accuracy for info in infos) / len(infos)
+        save_provenance(
+            out.with_name(f"{out.name}.provenance.json"), watch.seconds, device, seed=given["seed"]
+        )
+    typer.echo(f"{out}: {len(infos)} teachers, validation accuracy {mean:.1f} % on average")

@@ -1,0 +1,42 @@
+"""Parameters of pretrain."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from stages.common.params import Section
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Optimizer(Section):
+    """How teachers of one architecture are trained."""
+
+    name: Literal["adam", "sgd"]
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+
+
+class Optimizers(Section):
+    conv4: Optimizer
+    conv4_64: Optimizer
+    resnet10: Optimizer
+    resnet18: Optimizer
+
+
+class Pretrain(Section):
+    architecture: Literal["conv4", "conv4_64", "resnet10", "resnet18"]
+    pool_size: Literal["auto"] | PositiveInt  # "auto": every meta-train class taught once
+    train_fraction: Fraction
+    batch_size: PositiveInt
+    lr_decay: Annotated[float, Field(gt=0, le=1)]
+    max_grad_norm: PositiveFloat
+    precision: Literal["float32", "bfloat16"]
+    optimizers: Optimizers
+
+
+class PretrainBudget(Section):
+    epochs: PositiveInt

@@ -1,0 +1,136 @@
+"""Training of one teacher: plain supervised learning on its own few classes (METHODS 1.5).
+
+Shapes: n images of k classes, uint8 (n, h, w, 3) or normalised float32 (n, 3, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.common.architectures import build
+from stages.common.seeds import derive
+from stages.pretrain.params import Optimizer, Pretrain
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    state: dict[str, Tensor]  # of the epoch with the best validation accuracy
+    epoch: int
+    val_accuracy: float  # percent
+    n_parameters: int
+
+
+def split_class(n_images: int, train_fraction: float) -> int:
+    """How many of a class's images train; the rest selects the epoch.
+
+    Raises ValueError if either part would be empty.
+    """
+    n_train = int(train_fraction * n_images)
+    if not 0 < n_train < n_images:
+        raise ValueError(
+            f"train_fraction = {train_fraction}: {n_train} of {n_images} images would train;"
+            " at least one must train and one must remain"
+        )
+    return n_train
+
+
+def train_teacher(
+    images: list[Tensor],
+    n_outputs: int,
+    architecture: str,
+    params: Pretrain,
+    epochs: int,
+    seed: int,
+    index: int,
+    device: str,
+    report: Callable[[int, float, float], None],
+) -> TrainedTeacher:
+    """Train teacher `index` on its classes: `images[j]` (n_j, 3, h, w) is what output j stands for.
+
+    The first `train_fraction` of each class trains, the rest selects the epoch. The learning rate
+    falls by `lr_decay` at 1/2, 2/3 and 5/6 of the epochs. No augmentation, as published.
+    """
+
+    def stream(purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive(seed, "pretrain", purpose, index))
+
+    # The canonical order within a class is by content, so "first" must be drawn.
+    shuffle = stream("validation images")
+    images = [x[torch.randperm(len(x), generator=shuffle)] for x in images]
+    cuts = [split_class(len(x), params.train_fraction) for x in images]
+    train_x, train_y = _labelled([x[:cut] for x, cut in zip(images, cuts, strict=True)], device)
+    val_x, val_y = _labelled([x[cut:] for x, cut in zip(images, cuts, strict=True)], device)
+
+    net = build(architecture, n_outputs, train_x.shape[-1], generator=stream("initialisation"))
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(net, getattr(params.optimizers, architecture))
+    milestones = [int(epochs * part) for part in (1 / 2, 2 / 3, 5 / 6)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, params.lr_decay)
+    batches = stream("batches")
+    best = TrainedTeacher({}, -1, -1.0, sum(p.numel() for p in net.parameters()))
+    for epoch in range(epochs):
+        loss = _train_epoch(net, optimizer, train_x, train_y, params, batches)
+        schedule.step()
+        accuracy = evaluate(net, val_x, val_y)
+        if accuracy > best.val_accuracy:
+            state = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
+            best = TrainedTeacher(state, epoch + 1, accuracy, best.n_parameters)
+        report(epoch + 1, loss, accuracy)
+    return best
+
+
+def evaluate(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Accuracy in percent on x (n, 3, h, w), y (n,), with running BatchNorm statistics."""
+    net.eval()
+    with torch.inference_mode():
+        right = [
+            net(images).logits.argmax(1) == labels
+            for images, labels in zip(x.split(100), y.split(100), strict=True)
+        ]
+    return 100 * float(torch.cat(right).double().mean())
+
+
+def _train_epoch(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    params: Pretrain,
+    generator: torch.Generator,
+) -> float:
+    """One pass over the images in random order; the mean loss."""
+    net.train()
+    losses = []
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    for batch in order.split(params.batch_size):
+        if len(batch) == 1:
+            continue  # BatchNorm has no variance of one feature vector at 1x1
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
+            logits = net(x[batch]).logits
+        loss = F.cross_entropy(logits.float(), y[batch])
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), params.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
+
+
+def _labelled(images: list[Tensor], device: str) -> tuple[Tensor, Tensor]:
+    """All images in one channels-last tensor, and their labels."""
+    x = torch.cat(images).to(device, memory_format=torch.channels_last)
+    labels = torch.arange(len(images)).repeat_interleave(torch.tensor([len(i) for i in images]))
+    return x, labels.to(device)
+
+
+def _optimizer(net: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
+    if params.name == "adam":
+        return torch.optim.Adam(net.parameters(), params.lr, weight_decay=params.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(), params.lr, params.momentum, weight_decay=params.weight_decay
+    )

@@ -1,0 +1,3 @@
+from stages.split.command import app
+
+app(prog_name="python -m stages.split")
