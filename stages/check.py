@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from ruamel.yaml import YAML
 
+from stages.common.files import save_json
 from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.params import Params
-from stages.split.catalogue import CATALOGUE
 
 GRID = Path(__file__).parent / "grid.yaml"
 
@@ -19,10 +20,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 @refuses_bad_input
-def check() -> None:
-    """Check all of params.yaml and that the selected cell can exist."""
+def check(
+    out: Annotated[Path, typer.Option(help="Where to write the selection.")] = Path(
+        "reports/selection.json"
+    ),
+) -> None:
+    """Check all of params.yaml and that the selected cell exists."""
     given = params.load()
-    check_selection(given)
+    check_cell(given)
+    save_json(out, {"cell": cell_key(given), "budget": given.budget, "seed": given.seed})
     typer.echo(f"params.yaml selects {cell_key(given)} at budget {given.budget}")
 
 
@@ -31,31 +37,8 @@ def cell_key(given: Params) -> str:
     return f"{given.scenario}-{given.dataset}-{given.n_way}way-{given.n_shot}shot-{given.method}"
 
 
-def check_selection(given: Params) -> None:
-    """Raise BadInput, with key, value and what is allowed, if the selection cannot be run."""
-    spec = CATALOGUE[given.dataset]
-    smallest = min(len(names) for names in spec.splits().values())
-    if given.n_way > smallest:
-        raise BadInput(
-            f"params.yaml: n_way = {given.n_way}: {given.dataset} has only {smallest} classes in"
-            f" its smallest split; allowed: 2 to {smallest}"
-        )
-    n_images = spec.images_per_class
-    if n_images is None:
-        n_images = params.lookup(given, f"datasets.{given.dataset}").images_per_class
-    if given.n_shot + given.n_query > n_images:
-        raise BadInput(
-            f"params.yaml: n_shot = {given.n_shot}: with n_query = {given.n_query} an episode"
-            f" needs {given.n_shot + given.n_query} images of a class, {given.dataset} has"
-            f" {n_images}; allowed: n_shot + n_query up to {n_images}"
-        )
-    for name, budget in given.budgets.items():
-        length = budget.meta_train
-        if length.curriculum_start > length.n_iterations:
-            raise BadInput(
-                f"params.yaml: budgets.{name}.meta_train.curriculum_start ="
-                f" {length.curriculum_start}: allowed: up to n_iterations = {length.n_iterations}"
-            )
+def check_cell(given: Params) -> None:
+    """Raise BadInput if the selected cell is not in the grid."""
     cells = YAML(typ="safe").load(GRID)["cells"]
     if cell_key(given) not in cells:
         raise BadInput(

@@ -21,6 +21,7 @@ from stages.interface.errors import BadInput, did_you_mean
 from stages.meta_test.params import MetaTest, MetaTestBudget
 from stages.meta_train.params import MetaTrain, MetaTrainBudget
 from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
 
@@ -71,7 +72,35 @@ def load(path: Path = Path("params.yaml")) -> Params:
             f"{path}: budget = {params.budget!r}: allowed: {', '.join(params.budgets)}"
             + did_you_mean(params.budget, params.budgets)
         )
+    _check_together(params, path)
     return params
+
+
+def _check_together(given: Params, path: Path) -> None:
+    """Refuse values that are each allowed but not together."""
+    spec = CATALOGUE[given.dataset]
+    smallest = min(len(names) for names in spec.splits().values())
+    if given.n_way > smallest:
+        raise BadInput(
+            f"{path}: n_way = {given.n_way}: {given.dataset} has only {smallest} classes in"
+            f" its smallest split; allowed: 2 to {smallest}"
+        )
+    n_images = spec.images_per_class
+    if n_images is None:
+        n_images = lookup(given, f"datasets.{given.dataset}").images_per_class
+    if given.n_shot + given.n_query > n_images:
+        raise BadInput(
+            f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: an episode needs"
+            f" {given.n_shot + given.n_query} images of a class, {given.dataset} has {n_images};"
+            f" allowed: n_shot + n_query up to {n_images}"
+        )
+    for name, budget in given.budgets.items():
+        length = budget.meta_train
+        if length.curriculum_start > length.n_iterations:
+            raise BadInput(
+                f"{path}: budgets.{name}.meta_train.curriculum_start ="
+                f" {length.curriculum_start}: allowed: up to n_iterations = {length.n_iterations}"
+            )
 
 
 def read(keys: Iterable[str], **cell: str) -> dict[str, Any]:

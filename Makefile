@@ -1,0 +1,35 @@
+# The two commands of a new user: `make repro` and `make test`. Both set everything up first.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test setup lint types clean
+
+repro: setup ## the experiment that params.yaml selects, and its table
+	@dvc repro
+	@cat reports/selected/table.md
+	@echo "pictures: reports/selected/*.png   metrics: reports/metrics.json"
+
+test: setup lint types ## everything that CI checks
+	@pytest
+
+lint: setup
+	@ruff check .
+	@ruff format --check .
+
+types: setup
+	@mypy
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or newer"; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"error: $(PYTHON) is {v[0]}.{v[1]}; Python 3.11 or newer is needed (make PYTHON=...)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch and the rest (some 5 GB with CUDA, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean: ## forget the environment; results stay
+	rm -rf $(VENV)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.common.architectures import ARCHITECTURES, batch_moments, bn_layers, build
+from stages.common.seeds import generator
+
+
+@pytest.mark.parametrize(
+    ("name", "n_parameters"),
+    [
+        # conv 3->32: 896, three conv 32->32: 9,248 each, four BatchNorm: 64 each, head 128x5 + 5
+        ("conv4", 896 + 3 * 9_248 + 4 * 64 + 645),
+        # stem, four stages of one block (convolutions, BatchNorm, shortcut), head 512x5 + 5
+        ("resnet10", 1_856 + 73_984 + 230_144 + 919_040 + 3_673_088 + 2_565),
+        # torchvision's without its head, a 3x3 instead of a 7x7 stem
+        ("resnet18", 11_176_512 - 3 * 64 * 49 + 3 * 64 * 9 + 2_565),
+    ],
+)
+def test_parameter_counts_by_hand(name: str, n_parameters: int) -> None:
+    net = build(name, 5, 32)
+    assert sum(p.numel() for p in net.parameters()) == n_parameters
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_bn_inputs_come_in_the_order_of_the_layers(name: str) -> None:
+    net = build(name, 5, 32).eval()
+    seen: list[torch.Tensor] = []
+    for _, layer in bn_layers(net):
+        layer.register_forward_hook(lambda _m, inputs, _out: seen.append(inputs[0]))
+    order = [layer.num_features for _, layer in bn_layers(net)]
+    with torch.no_grad():
+        output = net(torch.randn(2, 3, 32, 32))
+    assert [x.shape[1] for x in output.bn_inputs] == order
+    assert all(torch.equal(a, b) for a, b in zip(output.bn_inputs, seen, strict=True))
+    assert output.logits.shape == (2, 5)
+    assert torch.allclose(net.head(output.features), output.logits)
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet10"])
+def test_teacher_and_learner_share_parameter_names(name: str) -> None:
+    teacher = build(name, 5, 32)
+    learner = build(name, 5, 32, batch_statistics=True)
+    assert [n for n, _ in teacher.named_parameters()] == [n for n, _ in learner.named_parameters()]
+    assert not list(learner.buffers())
+
+
+def test_moments_are_mean_and_biased_variance(double: None) -> None:
+    x = torch.randn(4, 3, 5, 6)
+    ((mean, var),) = batch_moments([x])
+    assert torch.allclose(mean, x.mean((0, 2, 3)))
+    assert torch.allclose(var, x.var((0, 2, 3), correction=0))
+
+
+def test_weights_come_from_the_stream_and_leave_the_global_one_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = build("conv4", 5, 32, generator=generator(0, "a"))
+    assert torch.equal(torch.rand(1), expected)
+    two = build("conv4", 5, 32, generator=generator(0, "a"))
+    other = build("conv4", 5, 32, generator=generator(0, "b"))
+    assert torch.equal(one.head.weight, two.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_too_small_an_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="8 pixels < 16"):
+        build("conv4", 5, 8)

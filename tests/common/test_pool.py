@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.common.pool import MANIFEST, load_pool, save_manifest, save_teacher
+from stages.interface.errors import BadInput
+from tests.conftest import random_state, teacher_info
+
+
+def test_a_pool_loads_frozen_and_in_eval_mode(tiny_pool: Path) -> None:
+    pool = load_pool(tiny_pool)
+    assert [len(teacher.info.class_ids) for teacher in pool] == [3, 3, 2]
+    assert all(teacher.info.n_outputs == 3 for teacher in pool)
+    assert not any(p.requires_grad for teacher in pool for p in teacher.net.parameters())
+    assert not any(teacher.net.training for teacher in pool)
+    state = random_state(pool[0].info)
+    assert all(torch.equal(t, state[n]) for n, t in pool[0].net.state_dict().items())
+
+
+def test_bad_pools_end_in_one_sentence(tiny_pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such pool folder"):
+        load_pool(tmp_path / "nowhere")
+
+    manifest = tiny_pool / MANIFEST
+    good = manifest.read_text()
+    manifest.write_text('{"teachers": []}')
+    with pytest.raises(BadInput, match="lists no teachers"):
+        load_pool(tiny_pool)
+
+    content = json.loads(good)
+    content["teachers"][1]["class_names"][0] = "zebra"
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"teacher-01.*its class_names is .*the manifest says"):
+        load_pool(tiny_pool)
+
+    content = json.loads(good)
+    del content["teachers"][0]["mean"]
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="not a teacher of a pool"):
+        load_pool(tiny_pool)
+
+    manifest.write_text(good)
+    file = tiny_pool / "teacher-02.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    with pytest.raises(BadInput, match=r"teacher-02.safetensors: not a whole safetensors file"):
+        load_pool(tiny_pool)
+    file.unlink()
+    with pytest.raises(BadInput, match=r"teacher-02.safetensors: no such file"):
+        load_pool(tiny_pool)
+
+
+def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    info = teacher_info(0, architecture="resnet10")
+    save_teacher(tmp_path / info.file, info, random_state(teacher_info(0)))
+    save_manifest(tmp_path, [info])
+    with pytest.raises(BadInput, match="its architecture"):
+        load_pool(tmp_path)
+    unknown = teacher_info(0, architecture="conv5")
+    save_teacher(tmp_path / unknown.file, unknown, random_state(teacher_info(0)))
+    save_manifest(tmp_path, [unknown])
+    with pytest.raises(BadInput, match=r"architecture = 'conv5': allowed: conv4.*did you mean"):
+        load_pool(tmp_path)

@@ -1,0 +1,78 @@
+"""Shared by all tests: small pools and data sets, and where real images are if they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.common.architectures import build
+from stages.common.pool import TeacherInfo, save_manifest, save_teacher
+from stages.common.seeds import generator
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Float64 by default, for comparisons with exact truth."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data here: real images are tested where they are (CI has them)")
+    return SHARED
+
+
+def teacher_info(index: int, n_classes: int = 3, **changes: object) -> TeacherInfo:
+    ids = tuple(range(3 * index, 3 * index + n_classes))
+    info = TeacherInfo(
+        file=f"teacher-{index:02d}.safetensors",
+        architecture="conv4",
+        n_outputs=3,
+        dataset="tiny",
+        class_ids=ids,
+        class_names=tuple(f"class{i}" for i in ids),
+        image_size=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        val_accuracy=50.0,
+        epoch=1,
+        n_parameters=0,
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+def random_state(info: TeacherInfo, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights with BatchNorm statistics of some batch, so that every loss term is alive."""
+    g = generator(seed, "test teacher", info.file)
+    net = build(info.architecture, info.n_outputs, info.image_size, generator=g)
+    net.train()
+    with torch.no_grad():
+        net(torch.randn(32, 3, info.image_size, info.image_size, generator=g))
+    return net.state_dict()
+
+
+@pytest.fixture
+def tiny_pool(tmp_path: Path) -> Path:
+    """Three random Conv4 teachers on 16x16 images; the last knows two classes of three outputs."""
+    folder = tmp_path / "pool"
+    infos = [teacher_info(0), teacher_info(1), teacher_info(2, n_classes=2)]
+    for info in infos:
+        save_teacher(folder / info.file, info, random_state(info))
+    save_manifest(folder, infos)
+    return folder
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **changes}))
