@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
@@ -151,13 +151,10 @@ def _is_union_tag(part: int | str) -> bool:
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the section at `location`."""
-    model: Any = Params
+    section: Any = Params
     for part in location:
-        annotation = (
-            model.model_fields[part].annotation if hasattr(model, "model_fields") else model
-        )
-        if getattr(annotation, "__origin__", None) is dict:
-            model = annotation.__args__[1]
-        elif hasattr(annotation, "model_fields"):
-            model = annotation
-    return list(model.model_fields)
+        if get_origin(section) is dict:
+            section = get_args(section)[1]
+        else:
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)

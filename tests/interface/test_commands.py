@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+STAGES = ("split", "pretrain", "meta_train", "meta_test", "aggregate")
+
+
+@pytest.mark.parametrize("module", [*(f"stages.{s}" for s in STAGES), "stages.check", "stages.cli"])
+def test_help_does_not_import_torch(module: str) -> None:
+    """A stage's help answers at once (DESIGN 2)."""
+    target = module if module.endswith(("check", "cli")) else f"{module}.command"
+    code = (
+        "import sys, importlib, typer.testing as t\n"
+        f"app = importlib.import_module({target!r}).app\n"
+        "result = t.CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(result.output)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "Usage" in result.stdout
+
+
+def test_purer_lists_the_stages_in_pipeline_order() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from stages.cli import app; app(['--help'])"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    places = [result.stdout.index(f" {stage} ") for stage in ("check", *STAGES)]
+    assert places == sorted(places)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import typer
+
+from stages.interface.errors import BadInput, refuses_bad_input
+from stages.interface.interrupt import deferred_interrupts
+from stages.interface.provenance import Stopwatch, commit, processor
+from stages.interface.work import fingerprint, work_folder
+
+
+def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupts() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _try_the_same_job(root: str, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    os.environ["DVC_ROOT"] = root
+    try:
+        with work_folder("split", {"a": 1}, []):
+            answers.put("got it")
+    except BadInput as error:
+        answers.put(str(error))
+
+
+def test_one_job_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    answers: multiprocessing.Queue[str] = multiprocessing.get_context("spawn").Queue()
+    with work_folder("split", {"a": 1}, []) as folder:
+        other = multiprocessing.get_context("spawn").Process(
+            target=_try_the_same_job, args=(str(tmp_path), answers)
+        )
+        other.start()
+        other.join()
+        assert "another process works on this job" in answers.get(timeout=10)
+    assert not folder.exists()
+
+
+def test_unfinished_work_stays_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(RuntimeError), work_folder("split", {"a": 1}, []) as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    with work_folder("split", {"a": 1}, []) as again:
+        assert (again / "half").exists()
+    with work_folder("split", {"a": 2}, []) as other:
+        assert other != again
+
+
+def test_the_fingerprint_knows_inputs_and_files(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_text("1")
+    names = {fingerprint("split", 1, [file]), fingerprint("split", 2, [file])}
+    file.write_text("2")
+    names |= {fingerprint("split", 1, [file]), fingerprint("pretrain", 1, [file])}
+    assert len(names) == 4
+
+
+def test_bad_input_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    @refuses_bad_input
+    def command() -> None:
+        raise BadInput("x = 3: allowed: [1, 2]")
+
+    with pytest.raises(typer.Exit) as stop:
+        command()
+    assert stop.value.exit_code == 2
+    assert "error: x = 3: allowed: [1, 2]" in capsys.readouterr().err
+
+
+def test_the_stopwatch_adds_up_over_interruptions(tmp_path: Path) -> None:
+    first = Stopwatch(tmp_path)
+    first.save()
+    (tmp_path / "seconds.json").write_text("100.0")
+    assert Stopwatch(tmp_path).seconds >= 100
+    assert "cores" in processor()
+    assert commit()

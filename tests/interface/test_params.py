@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.check import cell_key, check_cell
+from stages.interface import params
+from stages.interface.errors import BadInput
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def edited(tmp_path: Path):
+    """params.yaml with one dotted key changed (None: removed)."""
+
+    def edit(key: str, value: object) -> Path:
+        yaml = YAML()
+        document = yaml.load(ROOT / "params.yaml")
+        *parents, last = key.split(".")
+        section = document
+        for part in parents:
+            section = section[part]
+        if value is None:
+            del section[last]
+        else:
+            section[last] = value
+        path = tmp_path / "params.yaml"
+        yaml.dump(document, path)
+        return path
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scenario", "sx", r"scenario = 'sx': allowed: ss"),
+        ("dataset", "cifar", r'dataset = \'cifar\': allowed: glyphs.* \(did you mean "cifar_fs"'),
+        ("n_way", 0, r"n_way = 0: input should be greater than or equal to 2"),
+        ("n_way", "five", r"n_way = 'five': input should be a valid integer"),
+        ("n_way", 21, r"n_way = 21: glyphs has only 16 classes .* allowed: 2 to 16"),
+        ("n_shot", 0, r"n_shot = 0: input should be greater than 0"),
+        ("n_shot", 286, r"n_shot = 286, n_query = 15: .* needs 301 images .* glyphs has 300"),
+        ("method", "purer", r"method = 'purer': allowed: ei, eci"),
+        ("adaptation", "ICFIL", r"adaptation = \'ICFIL\': allowed: one_step, icfil.*"),
+        ("budget", "papr", r'budget = \'papr\': allowed: quick.* \(did you mean "paper"'),
+        ("seed", -1, r"seed = -1: input should be greater than or equal to 0"),
+        ("device", "gpu", r"device = 'gpu': .*auto\|cpu\|cuda"),
+        ("metod", "ei", r'metod: unknown key \(did you mean "method"\?\); allowed here: scenario'),
+        ("meta_train.eci.lambda", 1, r"meta_train.eci.lambda: unknown key.*curriculum_weight"),
+        ("budgets.quick.pretrain.epoch", 1, r"budgets.quick.pretrain.epoch: unknown key .*epochs"),
+        ("budgets.quick.pretrain.epochs", 0, r"budgets.quick.pretrain.epochs = 0: input"),
+        (
+            "budgets.quick.meta_train.curriculum_start",
+            301,
+            r"curriculum_start = 301: allowed: up to",
+        ),
+        ("pretrain.pool_size", 0, r"pretrain.pool_size = 0"),
+        ("pretrain.architecture", "conv5", r"pretrain.architecture = 'conv5': allowed: conv4"),
+        (
+            "pretrain.optimizers.conv4.name",
+            "lion",
+            r"conv4.name = 'lion': allowed: adam",
+        ),
+        (
+            "meta_train.episode_inversion.inner_lr",
+            0,
+            r"inner_lr = 0: input should be greater than 0",
+        ),
+        ("meta_test.batch_norm", "both", r"meta_test.batch_norm = 'both': allowed: transductive"),
+        ("meta_test.icfil", None, r"meta_test.icfil: missing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(edited, key, value, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        params.load(edited(key, value))
+
+
+def test_several_wrong_values_come_in_one_message(edited) -> None:
+    path = edited("n_way", 1)
+    path.write_text(path.read_text().replace("method: eci", "method: x"))
+    with pytest.raises(BadInput) as error:
+        params.load(path)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_scientific_notation_is_a_number(edited) -> None:
+    path = edited("seed", 0)
+    path.write_text(path.read_text().replace("outer_lr: 0.001", "outer_lr: 1e-3"))
+    assert params.load(path).meta_train.episode_inversion.outer_lr == 1e-3
+
+
+def test_files_that_are_no_parameters(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="run from the project's root"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(BadInput, match="not valid YAML"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_only_declared_keys_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    given = params.read(("seed", "budgets.{budget}.pretrain"), budget="paper")
+    assert list(given) == ["seed", "budgets.{budget}.pretrain"]
+    assert given["budgets.{budget}.pretrain"].epochs == 60
+    with pytest.raises(BadInput, match=r"budgets.papr: no 'papr'; allowed: quick"):
+        params.read(("budgets.{budget}",), budget="papr")
+
+
+def test_a_selection_outside_the_grid_is_refused(edited) -> None:
+    given = params.load(edited("n_way", 7))
+    assert cell_key(given) == "ss-glyphs-7way-5shot-eci"
+    with pytest.raises(BadInput, match=r"not a cell of stages/grid.yaml; its n_way: 5, 10"):
+        check_cell(given)
+    check_cell(params.load(ROOT / "params.yaml"))
+
+
+def test_every_value_of_params_yaml_is_commented() -> None:
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    values = [line for line in lines if re.match(r"\s*\w+: +[^#\s]", line)]
+    assert len(values) > 50
+    assert [line for line in values if "#" not in line] == []

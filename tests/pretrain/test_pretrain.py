@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.common.dataset import ClassImages, Normalisation
+from stages.common.pool import load_pool
+from stages.interface import params
+from stages.pretrain import pool as pool_module
+from stages.pretrain.params import Pretrain
+from stages.pretrain.pool import teacher_classes, train_pool
+from stages.pretrain.teacher import split_class
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def settings() -> Pretrain:
+    return params.load(ROOT / "params.yaml").pretrain
+
+
+@pytest.fixture(scope="module")
+def data() -> ClassImages:
+    """Seven classes of 16x16 images that differ by colour: learnable in an epoch or two."""
+    g = torch.Generator().manual_seed(0)
+    images = []
+    for c in range(7):
+        colour = torch.tensor([(c >> bit & 1) * 160 + 40 for bit in range(3)])
+        noise = torch.randint(-30, 30, (20, 16, 16, 3), generator=g)
+        images.append((colour + noise).clamp(0, 255).to(torch.uint8))
+    names = [f"class{c}" for c in range(7)]
+    norm = Normalisation((0.5,) * 3, (0.25,) * 3)
+    return ClassImages("tiny", list(range(10, 17)), names, images, 16, norm)
+
+
+@given(
+    n_classes=st.integers(2, 70),
+    n_way=st.integers(2, 12),
+    size=st.one_of(st.just("auto"), st.integers(1, 30)),
+    seed=st.integers(0, 99),
+)
+def test_every_class_is_taught_before_any_is_taught_twice(n_classes, n_way, size, seed) -> None:
+    hands = teacher_classes(n_classes, n_way, size, seed)
+    per_round = -(-n_classes // n_way)
+    assert len(hands) == (per_round if size == "auto" else size)
+    for start in range(0, len(hands), per_round):
+        deal = [c for hand in hands[start : start + per_round] for c in hand]
+        assert len(deal) == len(set(deal))
+        if len(hands) >= start + per_round:
+            assert set(deal) == set(range(n_classes))
+    assert all(1 <= len(hand) <= n_way for hand in hands)
+
+
+def test_the_papers_pool() -> None:
+    assert [len(hand) for hand in teacher_classes(64, 5, "auto", 0)] == [5] * 12 + [4]
+    assert [len(hand) for hand in teacher_classes(64, 10, "auto", 0)] == [10] * 6 + [4]
+    assert teacher_classes(64, 5, "auto", 0) != teacher_classes(64, 5, "auto", 1)
+    assert teacher_classes(64, 5, 2, 0) == teacher_classes(64, 5, "auto", 0)[:2]
+
+
+def test_train_fraction_leaves_both_parts() -> None:
+    assert split_class(600, 0.8) == 480
+    with pytest.raises(ValueError, match="0 of 1 images would train"):
+        split_class(1, 0.8)
+
+
+def test_teachers_learn_and_the_manifest_says_what(
+    data: ClassImages, settings: Pretrain, tmp_path: Path
+) -> None:
+    infos = train_pool(tmp_path, data, settings, n_way=3, epochs=4, seed=0, device="cpu")
+    assert [len(info.class_ids) for info in infos] == [3, 3, 1]
+    pool = load_pool(tmp_path)
+    taught = [c for info in infos for c in info.class_ids]
+    assert sorted(taught) == data.class_ids
+    for teacher in pool[:2]:
+        info = teacher.info
+        assert info.val_accuracy > 80
+        for output, (class_id, name) in enumerate(
+            zip(info.class_ids, info.class_names, strict=True)
+        ):
+            position = data.class_ids.index(class_id)
+            assert data.class_names[position] == name
+            x = info.normalisation.apply(data.images[position])
+            right = (teacher.net(x).logits.argmax(1) == output).float().mean()
+            assert right > 0.7
+
+
+def test_interrupted_and_continued_gives_the_same_bytes(
+    data: ClassImages, settings: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: Path) -> None:
+        train_pool(folder, data, settings, n_way=3, epochs=2, seed=3, device="cpu")
+
+    run(tmp_path / "whole")
+    save = pool_module.save_teacher
+
+    def stop_at_the_second(path: Path, *rest: object) -> None:
+        if "01" in path.name:
+            raise KeyboardInterrupt
+        save(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool_module, "save_teacher", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    assert len(list((tmp_path / "cut").iterdir())) == 1
+    monkeypatch.setattr(pool_module, "save_teacher", save)
+    run(tmp_path / "cut")
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    assert whole == {p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()}
+    assert len(whole) == 4
+
+
+@pytest.mark.parametrize("architecture", ["resnet10", "conv4_64"])
+def test_other_architectures_train(
+    architecture: str, data: ClassImages, settings: Pretrain, tmp_path: Path
+) -> None:
+    other = settings.model_copy(update={"architecture": architecture, "pool_size": 1})
+    (info,) = train_pool(tmp_path, data, other, n_way=3, epochs=2, seed=0, device="cpu")
+    assert info.architecture == architecture
+    assert load_pool(tmp_path)[0].info == info
