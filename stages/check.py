@@ -1,4 +1,8 @@
-"""The first stage of the pipeline: refuse a wrong selection before anything runs."""
+"""The first stage of the pipeline: refuse a wrong selection before anything runs.
+
+Every other stage comes after it, since split depends on its output; the output never changes, so
+a changed parameter reruns the check and only what reads that parameter.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Annotated
 import typer
 from ruamel.yaml import YAML
 
-from stages.common.files import save_json
+from stages.common.files import written_whole
 from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.params import Params
@@ -21,14 +25,15 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @refuses_bad_input
 def check(
-    out: Annotated[Path, typer.Option(help="Where to write the selection.")] = Path(
-        "reports/selection.json"
+    out: Annotated[Path, typer.Option(help="The file to write, always the same.")] = Path(
+        "reports/params.checked"
     ),
 ) -> None:
     """Check all of params.yaml and that the selected cell exists."""
     given = params.load()
     check_cell(given)
-    save_json(out, {"cell": cell_key(given), "budget": given.budget, "seed": given.seed})
+    with written_whole(out) as temporary:
+        temporary.write_text("params.yaml passed `python -m stages.check`\n")
     typer.echo(f"params.yaml selects {cell_key(given)} at budget {given.budget}")
 
 

@@ -15,7 +15,6 @@ from stages.interface.errors import BadInput
 _KEY = re.compile(
     r"(?P<scenario>[a-z]+)-(?P<dataset>\w+)-(?P<n_way>\d+)way-(?P<n_shot>\d+)shot-(?P<method>\w+)"
 )
-METRICS, EPISODES, SELECTION = "metrics.json", "episodes.parquet", "selection.parquet"
 
 
 @dataclass(frozen=True)
@@ -38,27 +37,27 @@ class Cell:
         return [name for name, value in self.metrics.items() if isinstance(value, dict)]
 
 
-def load_cell(folder: Path, learner: Path) -> Cell:
-    """The cell evaluated in `folder`, whose learner's files lie in `learner`.
+def load_cell(key: str, budget: str, root: Path = Path()) -> Cell:
+    """The cell `key` as it was last run at `budget`, from the project at `root`.
 
-    Raises BadInput for a missing or foreign file, and for a folder whose name is no cell's key.
+    Raises BadInput for a missing or foreign file, files that disagree, and what is no cell's key.
     """
-    match = _KEY.fullmatch(folder.name)
+    match = _KEY.fullmatch(key)
     if match is None:
-        raise BadInput(
-            f"{folder}: not a cell: expected <scenario>-<data set>-<n>way-<n>shot-<method>"
-        )
-    metrics, episodes = load_json(folder / METRICS), load_table(folder / EPISODES)
-    for name, value in metrics.items():
-        if isinstance(value, dict) and len(episodes) != value["n_episodes"]:
-            raise BadInput(
-                f"{folder / EPISODES}: {len(episodes)} episodes; {METRICS} says"
-                f" {value['n_episodes']} for {name}"
-            )
+        raise BadInput(f"{key}: not a cell: <scenario>-<data set>-<n>way-<n>shot-<method>")
+    learner, evaluation = root / "models/learners" / key, root / "models/evaluations" / key
+    metrics = load_json(root / "reports" / budget / "cells" / f"{key}.json")
+    episodes = load_table(evaluation / "episodes.parquet")
     if episodes.empty:
-        raise BadInput(f"{folder / EPISODES}: no episodes in it")
+        raise BadInput(f"{evaluation / 'episodes.parquet'}: no episodes in it")
+    for name, value in metrics.items():
+        if isinstance(value, dict) and abs(episodes[name].mean() - value["accuracy"]) > 0.001:
+            raise BadInput(
+                f"{key}: {name} is {episodes[name].mean():.4f} % in {evaluation},"
+                f" {value['accuracy']:.4f} % in its metrics at budget {budget}: not one run"
+            )
     return Cell(
-        key=folder.name,
+        key=key,
         scenario=match["scenario"],
         dataset=match["dataset"],
         n_way=int(match["n_way"]),
@@ -66,10 +65,10 @@ def load_cell(folder: Path, learner: Path) -> Cell:
         method=match["method"],
         metrics=metrics,
         episodes=episodes,
-        selection=load_table(folder / SELECTION),
+        selection=load_table(evaluation / "selection.parquet"),
         history=load_table(learner / "history.parquet"),
         provenance={
             "meta_train": load_json(learner.with_name(f"{learner.name}.provenance.json")),
-            "meta_test": load_json(folder / "provenance.json"),
+            "meta_test": load_json(evaluation / "provenance.json"),
         },
     )

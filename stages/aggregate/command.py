@@ -39,10 +39,7 @@ def table(
     from stages.aggregate.tables import results
     from stages.common.files import save_table, written_whole
 
-    loaded = [
-        load_cell(Path("reports") / budget / "cells" / key, Path("models/learners") / key)
-        for key in cells
-    ]
+    loaded = [load_cell(key, budget) for key in cells]
     rows = results(loaded, budget)
     text = markdown(rows, loaded)
     with written_whole(out) as temporary:
@@ -68,8 +65,7 @@ def publish(
     from stages.aggregate.tables import results
     from stages.common.files import save_json, written_whole
 
-    learner = Path("models/learners") / cell
-    loaded = load_cell(Path("reports") / given["budget"] / "cells" / cell, learner)
+    loaded = load_cell(cell, given["budget"])
     rows = results([loaded], given["budget"])
     text = markdown(rows, [loaded])
     if given["adaptation"] not in loaded.rows:
@@ -89,6 +85,6 @@ def publish(
         loaded.selection.to_csv(temporary / "selection.csv", index=False, float_format="%.6g")
         save_bars(temporary / "accuracy.png", rows)
         save_training(temporary / "training.png", [loaded])
-        shutil.copy(learner / "synthetic.png", temporary / "synthetic.png")
+        shutil.copy(Path("models/learners") / cell / "synthetic.png", temporary / "synthetic.png")
     typer.echo(text)
     typer.echo(f"table and pictures: {selected}/; selected metrics: {out / 'metrics.json'}")

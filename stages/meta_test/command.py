@@ -25,7 +25,8 @@ def meta_test(
     n_way: Annotated[int, typer.Option(min=2, help="Classes of an episode.")],
     n_shot: Annotated[int, typer.Option(min=1, help="Support images per class.")],
     budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: episodes, selection.")],
+    metrics: Annotated[Path, typer.Option(help="The JSON file to write: accuracies.")],
 ) -> None:
     """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes."""
     given = params.read(PARAMS, budget=budget)
@@ -72,10 +73,10 @@ def meta_test(
     episodes = pd.DataFrame({name: accuracy.numpy() for name, accuracy in table.items()})
     episodes.insert(0, "episode", range(len(episodes)))
     with written_whole(out) as temporary:
-        save_json(temporary / "metrics.json", content)
         save_table(temporary / "episodes.parquet", episodes)
         save_table(temporary / "selection.parquet", selection)
         save_provenance(temporary / "provenance.json", time.monotonic() - start, device)
+    save_json(metrics, content)
     for name in ("one_step", "icfil", "nearest_class_mean", "pool_features", "single_teacher"):
         row = content[name]
         typer.echo(f"{name:20s} {row['accuracy']:6.2f} +- {row['ci95']:.2f} %")

@@ -1,0 +1,219 @@
+"""One small experiment through every stage, as a user runs it: dvc repro, dvc exp run, diffs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.pipeline.conftest import Project
+
+CELL = "ss-glyphs-5way-5shot-eci"
+POOL = "ss-glyphs-5way"
+CHAIN = ["split@glyphs", f"pretrain@{POOL}", f"meta_train@{CELL}", f"meta_test@{CELL}", "publish"]
+
+
+@pytest.fixture(autouse=True)
+def _restored(project: Project) -> Iterator[None]:
+    yield
+    project.restore()
+
+
+def executed(output: str) -> list[str]:
+    """Names of the stages that DVC ran (or, dry, would run)."""
+    return [name.split(":")[-1] for name in re.findall(r"Running stage '([^']+)'", output)]
+
+
+def test_what_a_run_leaves(project: Project) -> None:
+    metrics = json.loads((project.root / "reports" / "metrics.json").read_text())
+    selection = {
+        "scenario": "ss",
+        "dataset": "glyphs",
+        "n_way": 5,
+        "n_shot": 5,
+        "method": "eci",
+        "adaptation": "icfil",
+        "budget": "quick",
+        "seed": 0,
+        "n_episodes": 6,
+        "batch_norm": "transductive",
+    }
+    assert metrics.items() >= selection.items()
+    assert 0 <= metrics["accuracy"] <= 100
+    assert {"ci95", "std", "snapshot", "val_accuracy"} <= set(metrics)
+
+    episodes = pd.read_parquet(project.root / "models/evaluations" / CELL / "episodes.parquet")
+    assert len(episodes) == 6
+    assert list(episodes) == [
+        "episode",
+        "one_step",
+        "icfil",
+        "nearest_class_mean",
+        "pool_features",
+        "single_teacher",
+        "teacher_00",
+        "teacher_01",
+        "teacher_02",
+    ]
+    assert metrics["accuracy"] == pytest.approx(episodes["icfil"].mean(), abs=1e-3)
+
+    selected = project.root / "reports/selected"
+    assert "ECI + ICFIL (PURER)" in (selected / "table.md").read_text()
+    for picture in ("accuracy.png", "training.png", "synthetic.png"):
+        assert Image.open(selected / picture).size[0] > 300
+
+    manifest = json.loads((project.root / "models/pools" / POOL / "manifest.json").read_text())
+    assert [len(teacher["class_ids"]) for teacher in manifest["teachers"]] == [5, 5, 5]
+
+
+def test_nothing_is_left_to_do(project: Project) -> None:
+    assert "up to date" in project.run("dvc", "repro")
+    assert not executed(project.run("dvc", "repro", "--dry"))
+    assert not (project.root / ".work").exists() or not any((project.root / ".work").iterdir())
+
+
+def test_equal_inputs_give_equal_bytes(project: Project, tmp_path: Path) -> None:
+    """Each command, run again with nothing but its declared dependencies, gives the same bytes.
+
+    So no stage reads a file that the pipeline does not know of, and meta_train does without data/.
+    """
+    from dvc.repo import Repo
+
+    for stage in Repo(str(project.root)).index.stages:
+        name = stage.addressing.split(":")[-1]
+        if name not in ("check", *CHAIN):
+            continue
+        sandbox = tmp_path / name.replace("@", "-")
+        sandbox.mkdir()
+        shutil.copy(project.root / "params.yaml", sandbox)
+        for dep in stage.deps:
+            source = Path(dep.fs_path)
+            relative = source.relative_to(project.root)
+            if str(relative).startswith("stages/") or str(relative) == "params.yaml":
+                continue
+            (sandbox / relative).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, sandbox / relative)
+        command = Project(sandbox)
+        command.run(*stage.cmd.split(), PYTHONPATH=str(project.root), DVC_ROOT=str(sandbox))
+        for out in stage.outs:
+            relative = Path(out.fs_path).relative_to(project.root)
+            found, expected = _bytes(sandbox / relative), _bytes(project.root / relative)
+            assert found == expected, (name, relative)
+
+
+def _bytes(path: Path) -> dict[str, bytes]:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in files
+        if file.is_file() and "provenance" not in file.name  # time and date of a run
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"datasets__glyphs__images_per_class": 21}, "split@glyphs"),
+        ({"pretrain__batch_size": 64}, f"pretrain@{POOL}"),
+        ({"budgets__quick__pretrain__epochs": 1}, f"pretrain@{POOL}"),
+        ({"meta_train__eci__curriculum_weight": 2.0}, f"meta_train@{CELL}"),
+        ({"meta_train__episode_inversion__inner_lr": 0.02}, f"meta_train@{CELL}"),
+        ({"budgets__quick__meta_train__n_iterations": 9}, f"meta_train@{CELL}"),
+        ({"meta_test__icfil__head_lr": 0.02}, f"meta_test@{CELL}"),
+        ({"budgets__quick__meta_test__n_val_episodes": 4}, f"meta_test@{CELL}"),
+        ({"adaptation": "one_step"}, "publish"),
+        ({"meta_train__ei__curriculum_weight": 0.5}, None),
+        ({"datasets__textures__images_per_class": 21}, None),
+        ({"budgets__paper__pretrain__epochs": 61}, None),
+    ],
+    ids=str,
+)
+def test_a_changed_parameter_reruns_what_it_affects(
+    project: Project, change: dict[str, object], first: str | None
+) -> None:
+    """What DVC says is changed: the first stage of the chain; those before it are not."""
+    project.set(**change)
+    targets = [f"stages/dvc.yaml:{name}" for name in CHAIN[:-1]]
+    status = json.loads(project.run("dvc", "status", "--json", *targets, "publish"))
+    changed = [name for name in CHAIN if any(key.endswith(name) for key in status)]
+    assert changed == ([] if first is None else [first])
+
+
+def test_exp_run_selects_another_cell_and_shares_what_it_can(project: Project) -> None:
+    """The issue's promise, in the order a user might try: each -S works alone."""
+    output = project.run("dvc", "exp", "run", "-S", "n_shot=1")
+    cell = "ss-glyphs-5way-1shot-eci"
+    assert executed(output) == [name.replace(CELL, cell) for name in ("check", *CHAIN[2:])]
+    assert json.loads((project.root / "reports/metrics.json").read_text())["n_shot"] == 1
+    diff = project.run("dvc", "metrics", "diff", "--json", "HEAD")
+    diff = json.loads(diff[diff.index("{") :])  # after a word on cells that were not run
+    assert "accuracy" in diff["diff"]["reports/metrics.json"]
+    project.restore()
+
+    output = project.run("dvc", "exp", "run", "-S", "method=ei")
+    cell = "ss-glyphs-5way-5shot-ei"
+    assert executed(output) == [name.replace(CELL, cell) for name in ("check", *CHAIN[2:])]
+
+    # Back: everything is in the run-cache, nothing is computed again.
+    project.restore()
+    output = project.run("dvc", "repro")
+    assert not [name for name in executed(output) if name.startswith(("meta_", "pre", "split"))]
+
+
+def test_plots_and_dag_show(project: Project, tmp_path: Path) -> None:
+    page = project.run("dvc", "plots", "show", "-o", str(tmp_path / "plots"))
+    assert (tmp_path / "plots" / "index.html").exists(), page
+    assert "meta_train" in project.run(
+        "dvc", "dag", "--collapse-foreach-matrix", "--md", "stages/dvc.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("scenario=sss", "scenario = 'sss': allowed: ss"),
+        ("n_way=0", "n_way = 0: input should be greater than or equal to 2"),
+        ("n_way=17", "n_way = 17: glyphs has only 16 classes in its smallest split"),
+        ("n_shot=17", "n_shot = 17, n_query = 4: an episode needs 21 images of a class"),
+        ("n_shot=3", "ss-glyphs-5way-3shot-eci is not a cell of stages/grid.yaml"),
+        ("method=eii", "method = 'eii': allowed: ei, eci"),
+        ("budget=papr", "budget = 'papr': allowed: quick, half_hour, paper"),
+    ],
+)
+def test_a_wrong_selection_is_refused_before_anything_runs(
+    project: Project, change: str, message: str
+) -> None:
+    output = project.run("dvc", "exp", "run", "-S", change, code=255)
+    assert message in output
+    assert "exited with 2" in output
+    assert executed(output) == ["check"]
+    project.restore()
+    assert "exited" not in project.run("dvc", "repro")
+
+
+def test_a_table_fails_on_a_missing_cell(project: Project) -> None:
+    command = "python -m stages.aggregate table ss-glyphs-5way-1shot-nothing --budget quick --out x"
+    output = project.run(*command.split(), code=2)
+    assert "reports/quick/cells/ss-glyphs-5way-1shot-nothing.json: no such file" in output
+    assert not (project.root / "x").exists()
+
+
+def test_a_second_clone_fetches_instead_of_computing(project: Project, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    project.run("dvc", "remote", "add", "-f", "-d", "--local", "shared", str(remote))
+    project.run("dvc", "push", "-q", "--run-cache")
+    project.run("git", "clone", "-q", str(project.root), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    clone.run("dvc", "remote", "add", "-d", "--local", "shared", str(remote))
+    clone.run("dvc", "pull", "-q", "--run-cache", "--allow-missing")
+    assert executed(clone.run("dvc", "repro")) == []
+    assert _bytes(clone.root / "reports/metrics.json") == _bytes(
+        project.root / "reports/metrics.json"
+    )
