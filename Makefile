@@ -1,5 +1,6 @@
 # The two commands of a new user: `make repro` and `make test`. Both set everything up first.
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -24,8 +25,7 @@ types: setup
 setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or newer"; exit 2; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"error: $(PYTHON) is {v[0]}.{v[1]}; Python 3.11 or newer is needed (make PYTHON=...)")'
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found (make PYTHON=...)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the rest (some 5 GB with CUDA, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

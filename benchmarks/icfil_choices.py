@@ -50,15 +50,11 @@ def main(learner_folder: Path, data_file: Path) -> None:
     episodes = RealEpisodes(data, indices, device)
     labels = torch.arange(n_way, device=device).repeat_interleave(given.n_query)
     print(f"{learner_folder.name}, iteration {info.iteration}, {N_EPISODES} meta-val episodes\n")
-    print(
-        "| adaptation | choice | accuracy | minus params.yaml's (paired) |\n| --- | --- | ---: | ---: |"
-    )
+    print("| adaptation | choice | accuracy | minus params.yaml's (paired) |")
+    print("| --- | --- | ---: | ---: |")
     base = None
-    for name, change in [
-        *(("icfil", c) for c in CHANGES),
-        ("one_step", {}),
-        ("nearest_class_mean", {}),
-    ]:
+    others: list[tuple[str, dict[str, object]]] = [("one_step", {}), ("nearest_class_mean", {})]
+    for name, change in [*(("icfil", c) for c in CHANGES), *others]:
         icfil = given.meta_test.icfil.model_copy(update=change)
         settings = given.meta_test.model_copy(update={"icfil": icfil})
         predicted = ADAPTATIONS[name].predict(learner, theta, episodes, settings, lambda done: None)
