@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,8 +70,3 @@ def tiny_pool(tmp_path: Path) -> Path:
         save_teacher(folder / info.file, info, random_state(info))
     save_manifest(folder, infos)
     return folder
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, **changes}))

@@ -34,7 +34,12 @@ class Cell:
     @property
     def rows(self) -> list[str]:
         """Names of the evaluated rows, adaptations first."""
-        return [name for name, value in self.metrics.items() if isinstance(value, dict)]
+        return list(self.metrics)
+
+    @property
+    def batch_norm(self) -> str:
+        """The learners' mode at meta-test."""
+        return str(self.metrics["one_step"]["batch_norm"])
 
 
 def load_cell(key: str, budget: str, root: Path = Path()) -> Cell:
@@ -51,7 +56,9 @@ def load_cell(key: str, budget: str, root: Path = Path()) -> Cell:
     if episodes.empty:
         raise BadInput(f"{evaluation / 'episodes.parquet'}: no episodes in it")
     for name, value in metrics.items():
-        if isinstance(value, dict) and abs(episodes[name].mean() - value["accuracy"]) > 0.001:
+        if name not in episodes:
+            raise BadInput(f"{evaluation / 'episodes.parquet'}: no column {name}")
+        if abs(episodes[name].mean() - value["accuracy"]) > 0.001:
             raise BadInput(
                 f"{key}: {name} is {episodes[name].mean():.4f} % in {evaluation},"
                 f" {value['accuracy']:.4f} % in its metrics at budget {budget}: not one run"

@@ -73,12 +73,12 @@ def publish(
             f"adaptation = {given['adaptation']!r}: the cell has {', '.join(loaded.rows)}"
         )
     chosen = loaded.metrics[given["adaptation"]]
-    save_json(out / "metrics.json", {**given, **chosen, "batch_norm": loaded.metrics["batch_norm"]})
+    save_json(out / "metrics.json", {**given, **chosen})
     selected = out / "selected"
     with written_whole(selected) as temporary:
         temporary.mkdir()
         (temporary / "table.md").write_text(text)
-        rows[["method", "adaptation", "accuracy", "ci95"]].to_csv(
+        rows[["method", "adaptation", "accuracy", "ci95", "batch_norm"]].to_csv(
             temporary / "accuracy.csv", index=False
         )
         loaded.history.to_csv(temporary / "history.csv", index=False, float_format="%.6g")

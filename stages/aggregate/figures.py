@@ -56,7 +56,12 @@ def save_bars(path: Path, table: pd.DataFrame) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, % (bar: 95 % interval over episodes)")
     dataset = DATASETS.get(first["dataset"], first["dataset"])
-    axes.set_title(f"{dataset}, {first['n_way']}-way, budget {first['budget']}", fontsize=10)
+    modes = table.groupby(table["method"] == "pool")["batch_norm"].first()
+    axes.set_title(
+        f"{dataset}, {first['n_way']}-way, budget {first['budget']}"
+        f" (BatchNorm: learners {modes.get(False)}, pool {modes.get(True)})",
+        fontsize=9,
+    )
     axes.legend(fontsize=7, loc="lower right", framealpha=0.9)
     _save(figure, path)
 
@@ -91,7 +96,7 @@ def save_training(path: Path, cells: Sequence[Cell]) -> None:
             )
             events = cell.history.loc[cell.history["feedback"] > 0, "iteration"]
             axes.vlines(events, 0, 0.03, transform=axes.get_xaxis_transform(), color=colour, lw=0.5)
-        axes.set_title(f"{shot}-shot", fontsize=10)
+        axes.set_title(f"{shot}-shot, learners {cells[0].batch_norm}", fontsize=10)
         axes.set_xlabel("outer iteration (ticks: adversarial steps)")
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)

@@ -66,7 +66,7 @@ def _caption(table: pd.DataFrame, cells: Sequence[Cell]) -> list[str]:
         f"Accuracy in percent over {first['n_episodes']} fixed meta-test episodes, ± the 95 %"
         " interval over them (1.96 s / √n). *published*: the paper's value, under its protocol."
         " *minus PURER*: mean difference on the same episodes.",
-        f"BatchNorm at meta-test: learners {cells[0].metrics['batch_norm']}; teachers their running"
+        f"BatchNorm at meta-test: learners {cells[0].batch_norm}; teachers their running"
         " statistics (inductive). Snapshots were chosen on meta-validation.",
         "",
     ]

@@ -30,7 +30,7 @@ def results(cells: Sequence[Cell], budget: str) -> pd.DataFrame:
     """
     if not cells:
         raise BadInput("no cells to make a table of")
-    modes = {cell.metrics["batch_norm"] for cell in cells}
+    modes = {cell.batch_norm for cell in cells}
     if len(modes) > 1:
         raise BadInput(f"cells of different batch_norm in one table: {', '.join(sorted(modes))}")
     published = YAML(typ="safe").load(PUBLISHED)
@@ -52,7 +52,6 @@ def results(cells: Sequence[Cell], budget: str) -> pd.DataFrame:
                 "adaptation": name,
                 **cell.metrics[name],
                 **_published(published, cell, method, name),
-                "batch_norm": "inductive" if method == "pool" else cell.metrics["batch_norm"],
                 "budget": budget,
             }
             if reference is not None:

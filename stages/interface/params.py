@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -19,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from stages.common.params import Section
 from stages.interface.errors import BadInput, did_you_mean
 from stages.meta_test.params import MetaTest, MetaTestBudget
+from stages.meta_train.methods import METHODS
 from stages.meta_train.params import MetaTrain, MetaTrainBudget
 from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.split.catalogue import CATALOGUE
@@ -35,12 +37,12 @@ class Params(Section):
     """The whole of params.yaml."""
 
     scenario: Literal["ss"]
-    dataset: Literal["glyphs", "textures", "cifar_fs", "mini_imagenet"]
+    dataset: str
     n_way: int = Field(ge=2)
     n_shot: PositiveInt
     n_query: PositiveInt
-    method: Literal["ei", "eci"]
-    adaptation: Literal["one_step", "icfil", "nearest_class_mean"]
+    method: str
+    adaptation: str
     budget: str
     seed: NonNegativeInt
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -67,13 +69,31 @@ def load(path: Path = Path("params.yaml")) -> Params:
     except ValidationError as error:
         lines = [_describe(details) for details in error.errors()]
         raise BadInput("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
-    if params.budget not in params.budgets:
-        raise BadInput(
-            f"{path}: budget = {params.budget!r}: allowed: {', '.join(params.budgets)}"
-            + did_you_mean(params.budget, params.budgets)
-        )
+    _check_names(params, path)
     _check_together(params, path)
     return params
+
+
+def _check_names(given: Params, path: Path) -> None:
+    """Refuse names that no table knows, so that a new row of a table needs no change here."""
+    adaptations = [name for name, field in MetaTest.model_fields.items() if _is_section(field)]
+    tables: dict[str, Iterable[str]] = {
+        "dataset": CATALOGUE,
+        "method": METHODS,
+        "adaptation": adaptations,
+        "budget": given.budgets,
+    }
+    wrong = [
+        f"{path}: {key} = {value!r}: allowed: {', '.join(names)}{did_you_mean(value, names)}"
+        for key, names in tables.items()
+        if (value := getattr(given, key)) not in names
+    ]
+    if wrong:
+        raise BadInput("\n".join(wrong))
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
 
 def _check_together(given: Params, path: Path) -> None:
@@ -93,6 +113,18 @@ def _check_together(given: Params, path: Path) -> None:
             f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: an episode needs"
             f" {given.n_shot + given.n_query} images of a class, {given.dataset} has {n_images};"
             f" allowed: n_shot + n_query up to {n_images}"
+        )
+    if not 0 < int(given.pretrain.train_fraction * n_images) < n_images:
+        raise BadInput(
+            f"{path}: pretrain.train_fraction = {given.pretrain.train_fraction}: of {n_images}"
+            " images of a class at least one must train and one must remain"
+        )
+    shared = given.meta_train.episode_inversion
+    if shared.start == "average" and shared.learner != given.pretrain.architecture:
+        raise BadInput(
+            f"{path}: meta_train.episode_inversion.start = 'average': the learner is a"
+            f" {shared.learner}, the teachers are {given.pretrain.architecture}"
+            " (pretrain.architecture); allowed for different architectures: random"
         )
     for name, budget in given.budgets.items():
         length = budget.meta_train

@@ -31,7 +31,7 @@ class Stopwatch:
 
 
 def save_provenance(path: Path, seconds: float, device: str, **more: Any) -> None:
-    """Write the provenance of one stage's outputs; outside them, since it differs each run."""
+    """Write the provenance of one stage's outputs: time and place, which differ each run."""
     import torch
 
     content = {
@@ -52,7 +52,9 @@ def commit() -> str:
     root = Path(__file__).parents[2]
     try:
         head = _git(root, "rev-parse", "--short=10", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--", "stages/**/*.py")
+        changes = _git(
+            root, "status", "--porcelain", "--", ":(glob)stages/**", ":(exclude)stages/dvc.lock"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changes else "")

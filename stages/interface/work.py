@@ -36,24 +36,37 @@ def fingerprint(stage: str, inputs: Any, files: list[Path]) -> str:
 
 
 @contextmanager
-def work_folder(stage: str, inputs: Any, files: list[Path]) -> Iterator[Path]:
-    """The job's folder, locked; removed when the block ends without an error.
+def work_folder(stage: str, inputs: Any, files: list[Path], out: Path) -> Iterator[Path]:
+    """The job's folder; removed when the block ends without an error.
 
-    Raises BadInput if another process works on the same job.
+    Locked twice: by job, and by `out`, lest two jobs of different parameters write one place.
+
+    Raises BadInput if another process works on the same job or output.
     """
-    root = Path(os.environ.get("DVC_ROOT", "."))
-    folder = root / ".work" / f"{stage}-{fingerprint(stage, inputs, files)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(
-                f"{folder}: another process works on this job; wait for it or stop it"
-                f" (ps aux | grep stages.{stage})"
-            ) from None
+    root = Path(os.environ.get("DVC_ROOT", ".")) / ".work"
+    folder = root / f"{stage}-{fingerprint(stage, inputs, files)}"
+    place = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    with _locked(root / "locks" / place, out), _locked(root / "locks" / folder.name, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for half_written in folder.rglob(".*.tmp"):  # of a process that was killed while writing
+            half_written.unlink()
         yield folder
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the system gives it back however the process ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{what}: another process works on it; wait for it or stop it"
+                " (ps aux | grep stages.)"
+            ) from None
+        yield
 
 
 def _plain(value: Any) -> Any:

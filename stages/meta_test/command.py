@@ -57,6 +57,14 @@ def meta_test(
             f" {info.mean}, {info.std}; {data} has {val.image_size}x{val.image_size}, normalised"
             f" by {val.normalisation.mean}, {val.normalisation.std}"
         )
+    teachers = load_pool(pool, device)
+    for teacher in teachers:
+        if teacher.info.image_size != test.image_size:
+            size = teacher.info.image_size
+            raise BadInput(
+                f"{pool}: {teacher.info.file} takes {size}x{size} images;"
+                f" {data} has {test.image_size}x{test.image_size}"
+            )
     shape = (n_way, n_shot, given["n_query"])
     n_val = given["budgets.{budget}.meta_test"].n_val_episodes
     try:
@@ -67,16 +75,17 @@ def meta_test(
 
     selection = evaluate.select(snapshots, val, val_indices, settings, device)
     table = evaluate.judge_learner(snapshots, selection, test, test_indices, settings, device)
-    table |= evaluate.judge_pool(load_pool(pool, device), test, test_indices, settings, device)
+    table |= evaluate.judge_pool(teachers, test, test_indices, settings, device)
 
-    content = {"batch_norm": settings.batch_norm, **evaluate.metrics(table, selection)}
+    content = evaluate.metrics(table, selection, settings.batch_norm)
     episodes = pd.DataFrame({name: accuracy.numpy() for name, accuracy in table.items()})
     episodes.insert(0, "episode", range(len(episodes)))
+    for frame in (episodes, selection):
+        frame["learner_batch_norm"] = settings.batch_norm
     with written_whole(out) as temporary:
         save_table(temporary / "episodes.parquet", episodes)
         save_table(temporary / "selection.parquet", selection)
         save_provenance(temporary / "provenance.json", time.monotonic() - start, device)
     save_json(metrics, content)
-    for name in ("one_step", "icfil", "nearest_class_mean", "pool_features", "single_teacher"):
-        row = content[name]
-        typer.echo(f"{name:20s} {row['accuracy']:6.2f} +- {row['ci95']:.2f} %")
+    for name, row in content.items():
+        typer.echo(f"{name:20s} {row['accuracy']:6.2f} +- {row['ci95']:.2f} % {row['batch_norm']}")

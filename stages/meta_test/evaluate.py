@@ -114,14 +114,20 @@ def summary(accuracy: Tensor) -> dict[str, float | int]:
     }
 
 
-def metrics(table: Mapping[str, Tensor], selection: pd.DataFrame) -> dict[str, Any]:
-    """Per row of the table: its summary, and which snapshot was judged and how it was chosen."""
-    content: dict[str, Any] = {}
+def metrics(
+    table: Mapping[str, Tensor], selection: pd.DataFrame, batch_norm: str
+) -> dict[str, dict[str, Any]]:
+    """Per row: its summary, its BatchNorm mode, and which snapshot was judged, how it was chosen.
+
+    `batch_norm` is the learners' mode; teachers use their running statistics, so are inductive.
+    """
+    content: dict[str, dict[str, Any]] = {}
     for name, accuracy in table.items():
         if name.startswith("teacher_"):
             continue
-        content[name] = summary(accuracy)
+        content[name] = {**summary(accuracy), "batch_norm": "inductive"}
         if name in ADAPTATIONS:
+            content[name]["batch_norm"] = batch_norm
             row = selection.iloc[chosen(selection, name)]
             content[name]["snapshot"] = int(row["iteration"])
             content[name]["val_accuracy"] = round(float(row[ADAPTATIONS[name].chosen_by]), 4)

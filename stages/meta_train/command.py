@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages.interface import params
 from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
 from stages.meta_train.methods import METHODS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMS = (
     "seed",
@@ -60,12 +63,12 @@ def meta_train(
     files = [pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)]
     length = given["budgets.{budget}.meta_train"]
     shape = {"n_way": n_way, "n_shot": n_shot, "n_query": given["n_query"]}
-    with work_folder("meta_train", [given, shape, method, device], files) as folder:
+    with work_folder("meta_train", [given, shape, method, device], files, out) as folder:
         watch = Stopwatch(folder)
         run = METHODS[method].start(
             teachers,
-            params=given["meta_train.{family}"],
-            curriculum=given["meta_train.{method}"],
+            given["meta_train.{family}"],
+            given["meta_train.{method}"],
             budget=length,
             seed=given["seed"],
             device=device,
@@ -73,7 +76,7 @@ def meta_train(
         )
         first = teachers[0].info
         info = LearnerInfo(
-            architecture=given["meta_train.{family}"].learner,
+            architecture=run.architecture,
             n_way=n_way,
             image_size=first.image_size,
             mean=first.mean,
@@ -82,20 +85,20 @@ def meta_train(
             iteration=0,
         )
         try:
-            history = train(run, folder, info, length)
+            history = train(run, folder, info, length, saved=watch.save)
         finally:
             watch.save()
+        tensors: dict[str, Tensor] = {}
+        for i, (images, labels) in enumerate(run.synthetic()):
+            tensors |= {f"teacher-{i:02d}.images": images, f"teacher-{i:02d}.labels": labels}
         with written_whole(out) as temporary:
             shutil.copytree(folder / "snapshots", temporary / "snapshots")
             save_table(temporary / "history.parquet", history)
-            save_picture(temporary / "synthetic.png", run.dataset, teachers)
+            save_picture(temporary / "synthetic.png", run.synthetic(), teachers)
             save_tensors(
                 temporary / "synthetic.safetensors",
-                {f"teacher-{i:02d}": x for i, x in enumerate(run.dataset.images)},
-                {
-                    "n_per_class": run.dataset.n_per_class,
-                    "teachers": [asdict(teacher.info) for teacher in teachers],
-                },
+                tensors,
+                {"teachers": [asdict(teacher.info) for teacher in teachers]},
             )
         save_provenance(
             out.with_name(f"{out.name}.provenance.json"),
@@ -104,8 +107,6 @@ def meta_train(
             seed=given["seed"],
             iterations_per_second=round(length.n_iterations / watch.seconds, 2),
         )
-    last = history.iloc[-20:]["outer_accuracy"].mean()
     typer.echo(
-        f"{out}: {length.n_iterations} iterations of {method} in {watch.seconds / 60:.1f} minutes;"
-        f" accuracy on pseudo episodes {100 * last:.1f} %"
+        f"{out}: {length.n_iterations} iterations of {method} in {watch.seconds / 60:.1f} minutes"
     )

@@ -31,7 +31,13 @@ from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_train.compiling import compiler
 from stages.meta_train.curriculum import GradientSwitch
-from stages.meta_train.params import Curriculum, EpisodeInversion, MetaTrainBudget
+from stages.meta_train.methods import Records
+from stages.meta_train.params import (
+    Curriculum,
+    EpisodeInversion,
+    MetaTrainBudget,
+    NoCurriculum,
+)
 from stages.meta_train.synthetic import DynamicDataset
 
 TeacherLoss = Callable[[dict[str, Tensor], Tensor, Tensor], InversionLoss]
@@ -81,9 +87,9 @@ class EpisodeInversionRun:
         self,
         pool: Sequence[Teacher],
         params: EpisodeInversion,
-        curriculum: Curriculum,
-        budget: MetaTrainBudget,
+        curriculum: Curriculum | NoCurriculum,
         *,
+        budget: MetaTrainBudget,
         n_way: int,
         n_shot: int,
         n_query: int,
@@ -91,6 +97,7 @@ class EpisodeInversionRun:
         device: str,
     ) -> None:
         self._params, self._curriculum, self._seed = params, curriculum, seed
+        self.architecture: str = params.learner
         self._shape = (n_way, n_shot, n_query)
         self._device = device
         image_size = pool[0].info.image_size
@@ -193,8 +200,22 @@ class EpisodeInversionRun:
 
     # --- what is kept -------------------------------------------------------------------------
 
+    def progress(self, records: Records) -> dict[str, float | str]:
+        """Means of the last twenty iterations, and the curriculum's state."""
+        recent = {name: sum(values[-20:]) / len(values[-20:]) for name, values in records.items()}
+        return {
+            "inversion": recent["inversion_total"],
+            "outer": recent["outer_loss"],
+            "accuracy": f"{100 * recent['outer_accuracy']:.1f} %",
+            "switches": f"{sum(records['feedback']):.0f}",
+        }
+
     def snapshot(self) -> Theta:
         return {name: p.detach() for name, p in self.theta.items()}
+
+    def synthetic(self) -> list[tuple[Tensor, Tensor]]:
+        images = [x.detach() for x in self.dataset.images]
+        return list(zip(images, self.dataset.labels, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,10 @@ from stages.common.files import load_tensors, save_tensors
 from stages.common.learner import LearnerInfo, save_learner
 from stages.interface.interrupt import deferred_interrupts
 from stages.interface.progress import Reporter
-from stages.meta_train.methods import Run
+from stages.meta_train.methods import Records, Run
 from stages.meta_train.params import MetaTrainBudget
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
-Records = dict[str, list[float]]
 
 
 def snapshot_iterations(n_iterations: int, n_snapshots: int) -> list[int]:
@@ -26,11 +26,18 @@ def snapshot_iterations(n_iterations: int, n_snapshots: int) -> list[int]:
     return [round(n_iterations * (i + 1) / count) for i in range(count)]
 
 
-def meta_train(run: Run, folder: Path, info: LearnerInfo, budget: MetaTrainBudget) -> pd.DataFrame:
+def meta_train(
+    run: Run,
+    folder: Path,
+    info: LearnerInfo,
+    budget: MetaTrainBudget,
+    saved: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
     """Step `run` to the end of its budget; the history, one row an iteration.
 
     Snapshots go to `folder/snapshots`. A checkpoint every minute, and on Ctrl-C, holds the run's
-    state and the history so far; called again, the loop goes on from it.
+    state and the history so far; called again, the loop goes on from it. `saved` is called after
+    each checkpoint.
     """
     checkpoint = folder / "checkpoint.safetensors"
     records: Records = {}
@@ -54,10 +61,11 @@ def meta_train(run: Run, folder: Path, info: LearnerInfo, budget: MetaTrainBudge
             due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
             if due or interruption.requested:
                 _save_checkpoint(checkpoint, run, done, records)
+                saved()
                 saved_at = time.monotonic()
             if interruption.requested:
                 raise KeyboardInterrupt
-            report(done, **_said(records))
+            report(done, **run.progress(records))
     return pd.DataFrame({"iteration": range(1, done + 1), **records})
 
 
@@ -73,14 +81,3 @@ def _load_checkpoint(path: Path, run: Run) -> tuple[int, Records]:
     history = tensors.pop("history").tolist()
     run.load_state(tensors)
     return metadata["done"], dict(zip(metadata["columns"], history, strict=True))
-
-
-def _said(records: Records) -> dict[str, float | str]:
-    """The line of progress: the last twenty iterations' means and the curriculum's state."""
-    recent = {name: sum(values[-20:]) / len(values[-20:]) for name, values in records.items()}
-    return {
-        "inversion": recent["inversion_total"],
-        "outer": recent["outer_loss"],
-        "accuracy": f"{100 * recent['outer_accuracy']:.1f} %",
-        "switches": f"{sum(records['feedback']):.0f}",
-    }

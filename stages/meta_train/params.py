@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.common.params import InversionWeights, Section
+from stages.common.params import Architecture, InversionWeights, Section
 
 
 class EpisodeInversion(Section):
     """What EI and ECI share (METHODS 1.1 and 1.2)."""
 
-    learner: Literal["conv4", "conv4_64", "resnet10", "resnet18"]
+    learner: Architecture
     start: Literal["average", "random"]
     episodes_per_step: PositiveInt
     inner_lr: PositiveFloat
@@ -26,14 +26,20 @@ class EpisodeInversion(Section):
 
 
 class Curriculum(Section):
-    """What tells EI (0) from ECI (METHODS 1.3)."""
+    """ECI: lambda of the adversarial step (METHODS 1.3)."""
 
-    curriculum_weight: NonNegativeFloat
+    curriculum_weight: PositiveFloat
+
+
+class NoCurriculum(Section):
+    """EI."""
+
+    curriculum_weight: Annotated[float, Field(ge=0, le=0)]
 
 
 class MetaTrain(Section):
     episode_inversion: EpisodeInversion
-    ei: Curriculum
+    ei: NoCurriculum
     eci: Curriculum
 
 

@@ -7,25 +7,31 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from stages.common.files import written_whole
 from stages.common.pool import Teacher
-from stages.meta_train.synthetic import DynamicDataset
 
 ROWS, COLUMNS = 20, 10  # classes, and images of each, that are shown
 ZOOM = 2  # screen pixels per image pixel
 
 
-def save_picture(path: Path, dataset: DynamicDataset, pool: Sequence[Teacher]) -> None:
-    """PNG with `COLUMNS` images of each of the first `ROWS` classes, clamped to valid pixels."""
-    strips = []
-    for images, teacher in zip(dataset.images, pool, strict=True):
-        pixels = teacher.info.normalisation.invert(images.detach().cpu())
-        for block in pixels.split(dataset.n_per_class):
-            strips.append(torch.cat(list(block[:COLUMNS]), 1))
-    width = max(strip.shape[1] for strip in strips)
-    shown = [s for s in strips if s.shape[1] == width][:ROWS]
-    picture = Image.fromarray(torch.cat(shown).numpy())
+def save_picture(
+    path: Path, synthetic: Sequence[tuple[Tensor, Tensor]], pool: Sequence[Teacher]
+) -> None:
+    """PNG with `COLUMNS` images of each of the first `ROWS` classes, clamped to valid pixels.
+
+    `synthetic`: images (n_i, 3, h_i, w_i) and labels (n_i,) of each teacher of the pool; only
+    teachers with the first one's image size are shown.
+    """
+    size = pool[0].info.image_size
+    strips: list[Tensor] = []
+    for (images, labels), teacher in zip(synthetic, pool, strict=True):
+        if teacher.info.image_size == size:
+            pixels = teacher.info.normalisation.invert(images.cpu())
+            for label in labels.unique():
+                strips.append(torch.cat(list(pixels[labels.cpu() == label.cpu()][:COLUMNS]), 1))
+    picture = Image.fromarray(torch.cat(strips[:ROWS]).numpy())
     with written_whole(path) as temporary:
         picture.resize(
             (picture.width * ZOOM, picture.height * ZOOM), Image.Resampling.NEAREST

@@ -42,15 +42,20 @@ def pretrain(
             f"n_way = {n_way}: {data} has only {len(images.class_ids)} meta-train classes"
         )
     epochs = given["budgets.{budget}.pretrain"].epochs
-    with work_folder("pretrain", [given, n_way], [data]) as folder:
+    with work_folder("pretrain", [given, n_way, device], [data], out) as folder:
         watch = Stopwatch(folder)
         teachers = folder / "pool"
         try:
             infos = train_pool(
-                teachers, images, given["pretrain"], n_way, epochs, given["seed"], device
+                teachers,
+                images,
+                given["pretrain"],
+                n_way,
+                epochs,
+                given["seed"],
+                device,
+                saved=watch.save,
             )
-        except ValueError as error:
-            raise BadInput(f"params.yaml: pretrain.{error}") from None
         finally:
             watch.save()
         with written_whole(out) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -43,11 +44,12 @@ def train_pool(
     epochs: int,
     seed: int,
     device: str,
+    saved: Callable[[], None] = lambda: None,
 ) -> list[TeacherInfo]:
     """Train every teacher that `folder` does not hold yet, then write the manifest.
 
     Interrupted and called again, it goes on with the first unfinished teacher; every teacher has
-    random streams of its own, so the pool is the same bytes.
+    random streams of its own, so the pool is the same bytes. `saved` is called after each.
     """
     hands = teacher_classes(len(data.class_ids), n_way, params.pool_size, seed)
     infos = []
@@ -56,6 +58,7 @@ def train_pool(
             path = folder / f"teacher-{index:02d}.safetensors"
             if not path.exists():
                 _train_one(path, data, hand, params, n_way, epochs, seed, index, device, report)
+                saved()
             infos.append(load_info(path))
             report((index + 1) * epochs, teacher=f"{index + 1}/{len(hands)}")
     save_manifest(folder, infos)

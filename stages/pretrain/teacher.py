@@ -69,7 +69,7 @@ def train_teacher(
     net = build(architecture, n_outputs, train_x.shape[-1], generator=stream("initialisation"))
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(net, getattr(params.optimizers, architecture))
-    milestones = [int(epochs * part) for part in (1 / 2, 2 / 3, 5 / 6)]
+    milestones = [max(1, int(epochs * part)) for part in (1 / 2, 2 / 3, 5 / 6)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, params.lr_decay)
     batches = stream("batches")
     best = TrainedTeacher({}, -1, -1.0, sum(p.numel() for p in net.parameters()))
@@ -109,7 +109,7 @@ def _train_epoch(
     order = torch.randperm(len(x), generator=generator).to(x.device)
     for batch in order.split(params.batch_size):
         if len(batch) == 1:
-            continue  # BatchNorm has no variance of one feature vector at 1x1
+            continue  # BatchNorm has no variance of one image
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
             logits = net(x[batch]).logits

@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,7 +94,16 @@ def _unpacked(archive: Path) -> Iterator[Path]:
             else:
                 with tarfile.open(archive) as tarred:
                     tarred.extractall(folder, filter="data")
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            zlib.error,
+            lzma.LZMAError,
+            EOFError,
+            OSError,
+            RuntimeError,  # encrypted
+            NotImplementedError,  # a compression that zipfile does not know
+        ) as error:
             raise BadInput(f"{archive}: damaged archive: {error}") from None
         yield Path(folder)
 
@@ -161,10 +172,14 @@ def _read_parquet(root: Path, names: set[str]) -> Classes:
             schema = pq.read_schema(file)
             image_column, label_column, label_names = _hub_columns(schema, names, file)
             table = pq.read_table(file, columns=[image_column, label_column])
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, json.JSONDecodeError) as error:
             raise BadInput(f"{file}: not a whole Parquet file: {error}") from None
         labels = table[label_column].to_pylist()
         for row, (cell, label) in enumerate(zip(table[image_column], labels, strict=True)):
+            if label is None or not 0 <= label < len(label_names):
+                raise BadInput(
+                    f"{file}, row {row}: label {label}; there are {len(label_names)} class names"
+                )
             name = label_names[label]
             if name in names:
                 encoded = cell["bytes"].as_py()
@@ -202,6 +217,8 @@ def _read_csv(root: Path, names: set[str]) -> Classes:
             if not {"filename", "label"} <= set(reader.fieldnames or ()):
                 raise BadInput(f"{table}: columns {reader.fieldnames}; expected filename,label")
             for row in reader:
+                if not row["filename"] or not row["label"]:
+                    raise BadInput(f"{table}, line {reader.line_num}: no filename or no label")
                 files[row["label"]].append(root / "images" / row["filename"])
     return {name: _read_images(paths, root) for name, paths in files.items() if name in names}
 
@@ -252,7 +269,7 @@ def _read_caches(root: Path, names: set[str]) -> Classes:
                 raise BadInput(
                     f"{path}: class {name} names image {max(positions)} of {len(images)}"
                 )
-            classes[name] = images[np.asarray(positions)]
+            classes[name] = images[np.asarray(positions, dtype=np.int64)]
     return classes
 
 
@@ -287,7 +304,7 @@ def _decode(encoded: bytes, name: str) -> Images:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError) as error:
         raise BadInput(f"{name}: not a readable image: {error}") from None
 
 

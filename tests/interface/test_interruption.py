@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -24,25 +25,30 @@ def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def _try_the_same_job(root: str, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _try(root: str, a: int, out: str, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     os.environ["DVC_ROOT"] = root
     try:
-        with work_folder("split", {"a": 1}, []):
+        with work_folder("split", {"a": a}, [], Path(out)):
             answers.put("got it")
     except BadInput as error:
         answers.put(str(error))
 
 
-def test_one_job_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("a", "out", "refused"), [(1, "other", True), (2, "out", True), (2, "other", False)]
+)
+def test_one_process_a_job_and_an_output(
+    a: int, out: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     answers: multiprocessing.Queue[str] = multiprocessing.get_context("spawn").Queue()
-    with work_folder("split", {"a": 1}, []) as folder:
+    with work_folder("split", {"a": 1}, [], Path("out")) as folder:
         other = multiprocessing.get_context("spawn").Process(
-            target=_try_the_same_job, args=(str(tmp_path), answers)
+            target=_try, args=(str(tmp_path), a, out, answers)
         )
         other.start()
         other.join()
-        assert "another process works on this job" in answers.get(timeout=10)
+        assert ("another process works on it" in answers.get(timeout=10)) == refused
     assert not folder.exists()
 
 
@@ -50,12 +56,12 @@ def test_unfinished_work_stays_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(RuntimeError), work_folder("split", {"a": 1}, []) as folder:
+    with pytest.raises(RuntimeError), work_folder("split", {"a": 1}, [], Path("out")) as folder:
         (folder / "half").touch()
         raise RuntimeError
-    with work_folder("split", {"a": 1}, []) as again:
+    with work_folder("split", {"a": 1}, [], Path("out")) as again:
         assert (again / "half").exists()
-    with work_folder("split", {"a": 2}, []) as other:
+    with work_folder("split", {"a": 2}, [], Path("out")) as other:
         assert other != again
 
 
@@ -79,10 +85,16 @@ def test_bad_input_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: x = 3: allowed: [1, 2]" in capsys.readouterr().err
 
 
-def test_the_stopwatch_adds_up_over_interruptions(tmp_path: Path) -> None:
+def test_the_stopwatch_adds_up_over_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
     first = Stopwatch(tmp_path)
+    now += 60
     first.save()
-    (tmp_path / "seconds.json").write_text("100.0")
-    assert Stopwatch(tmp_path).seconds >= 100
+    second = Stopwatch(tmp_path)  # after a kill
+    now += 30
+    assert second.seconds == 90
     assert "cores" in processor()
-    assert commit()
+    assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?", commit())

@@ -213,7 +213,9 @@ def test_the_snapshot_is_chosen_on_validation_and_the_earliest_of_equals(
     assert evaluate.chosen(selection, "icfil") == 1
     assert evaluate.chosen(selection, "nearest_class_mean") == 0
     table = {"one_step": torch.ones(4), "pool_features": torch.ones(4), "teacher_00": torch.ones(4)}
-    metrics = evaluate.metrics(table, selection)
+    metrics = evaluate.metrics(table, selection, "transductive")
+    modes = {name: row["batch_norm"] for name, row in metrics.items()}
+    assert modes == {"one_step": "transductive", "pool_features": "inductive"}
     assert metrics["one_step"]["snapshot"] == 20
     assert metrics["one_step"]["val_accuracy"] == 50
     assert set(metrics) == {"one_step", "pool_features"}

@@ -13,7 +13,7 @@ from stages.interface import params
 from stages.interface.errors import BadInput
 from stages.meta_train import compiling
 from stages.meta_train.episode_inversion import EpisodeInversionRun, average
-from stages.meta_train.params import Curriculum, MetaTrainBudget
+from stages.meta_train.params import Curriculum, MetaTrainBudget, NoCurriculum
 from stages.meta_train.synthetic import DynamicDataset
 from tests.conftest import ROOT, random_state, teacher_info
 
@@ -28,8 +28,8 @@ def make_run(
     return EpisodeInversionRun(
         pool,
         settings,
-        Curriculum(curriculum_weight=weight),
-        MetaTrainBudget(n_iterations=20, curriculum_start=curriculum_start, n_snapshots=2),
+        Curriculum(curriculum_weight=weight) if weight else NoCurriculum(curriculum_weight=0.0),
+        budget=MetaTrainBudget(n_iterations=20, curriculum_start=curriculum_start, n_snapshots=2),
         **SHAPE,
         seed=1,
         device="cpu",
@@ -218,8 +218,8 @@ def test_a_pool_of_several_architectures_is_inverted(tmp_path: Path) -> None:
     run = EpisodeInversionRun(
         load_pool(tmp_path),
         settings,
-        Curriculum(curriculum_weight=0),
-        MetaTrainBudget(n_iterations=2, curriculum_start=0, n_snapshots=1),
+        NoCurriculum(curriculum_weight=0.0),
+        budget=MetaTrainBudget(n_iterations=2, curriculum_start=0, n_snapshots=1),
         **SHAPE,
         seed=0,
         device="cpu",
@@ -228,6 +228,26 @@ def test_a_pool_of_several_architectures_is_inverted(tmp_path: Path) -> None:
     for t in range(1, 15):
         last = run.step(t)
     assert last["inversion_total"] < first["inversion_total"]
+
+
+def test_compiled_outer_loss_equals_eager(double: None, pool: list[Teacher]) -> None:
+    """Both uses: gradients for theta (outer step) and for the images (adversarial step)."""
+    for teacher in pool:
+        teacher.net.double()
+    found = []
+    for wish in ("never", "always"):
+        run = make_run(pool, compile=wish)
+        episode = run.dataset.episode(3, 2, 2, generator(0, "e"), detach=False)
+        inputs = [*run.theta.values(), *run.dataset.images]
+        outer = run._outer(run.theta, episode)
+        gradients = torch.autograd.grad(outer.loss, inputs, allow_unused=True)
+        found.append((outer.loss.item(), gradients))
+    (loss, gradients), (compiled_loss, compiled) = found
+    assert compiled_loss == pytest.approx(loss, rel=1e-12)
+    assert sum(g is not None for g in gradients) > len(run.theta)
+    for a, b in zip(gradients, compiled, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-8, atol=1e-11)
 
 
 def test_compilation_falls_back_where_it_cannot_work(

@@ -116,6 +116,21 @@ def test_damaged_sources_are_named(classes: Classes, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a whole Parquet file"):
         read_source(tmp_path / "d", names)
 
+    LAYOUTS["cifar_fs_folders"](tmp_path / "e", classes)
+    archive = Path(shutil.make_archive(str(tmp_path / "e"), "zip", tmp_path / "e"))
+    content = bytearray(archive.read_bytes())
+    for place in range(1000, len(content) - 3000, 997):
+        content[place] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(BadInput, match=r"e.zip: damaged archive|not a readable image"):
+        read_source(archive, names)
+
+    LAYOUTS["csv_lists"](tmp_path / "f", classes)
+    with (tmp_path / "f/val.csv").open("a") as stream:
+        stream.write("short\n")
+    with pytest.raises(BadInput, match=r"val.csv, line 10: no filename or no label"):
+        read_source(tmp_path / "f", names)
+
     (tmp_path / "x.tar.gz").write_bytes(b"not a tar")
     with pytest.raises(BadInput, match="damaged archive"):
         read_source(tmp_path / "x.tar.gz", names)
