@@ -2,8 +2,9 @@
 
     python benchmarks/icfil_choices.py models/learners/<cell> data/<data set>.safetensors
 
-Takes the snapshot that 50 meta-validation episodes choose for one-step adaptation, then changes one choice at
-a time from params.yaml's values. Only meta-validation classes are read. Prints a Markdown table.
+Takes the snapshot that 50 meta-validation episodes choose for one-step adaptation, then changes
+one choice at a time from params.yaml's values. Only meta-validation classes are read. Prints a
+Markdown table.
 """
 
 from __future__ import annotations
