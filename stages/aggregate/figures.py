@@ -26,7 +26,7 @@ def save_bars(path: Path, table: pd.DataFrame) -> None:
     rows = list(dict.fromkeys(zip(table["method"], table["adaptation"], strict=True)))
     shots = sorted(table["n_shot"].unique())
     first = table.iloc[0]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.28 * len(rows) * len(shots)))
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.25 * len(rows) * len(shots)))
     height = 0.8 / len(shots)
     for i, shot in enumerate(shots):
         part = table[table["n_shot"] == shot].set_index(["method", "adaptation"])
@@ -54,15 +54,15 @@ def save_bars(path: Path, table: pd.DataFrame) -> None:
     axes.axvline(100 / first["n_way"], color="grey", lw=0.8, ls=":", label="chance")
     axes.set_yticks(range(len(rows)), [label(*row) for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy, % (bar: 95 % interval over episodes)")
-    dataset = DATASETS.get(first["dataset"], first["dataset"])
     modes = table.groupby(table["method"] == "pool")["batch_norm"].first()
-    axes.set_title(
-        f"{dataset}, {first['n_way']}-way, budget {first['budget']}"
-        f" (BatchNorm: learners {modes.get(False)}, pool {modes.get(True)})",
-        fontsize=9,
+    axes.set_xlabel(
+        "accuracy, % (whiskers: 95 % interval over episodes)\n"
+        f"BatchNorm: learners {modes.get(False)}, pool {modes.get(True)}",
+        fontsize=8,
     )
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.9)
+    dataset = DATASETS.get(first["dataset"], first["dataset"])
+    axes.set_title(f"{dataset}, {first['n_way']}-way, budget {first['budget']}", fontsize=10)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     _save(figure, path)
 
 
@@ -73,7 +73,7 @@ def save_training(path: Path, cells: Sequence[Cell]) -> None:
     on meta-validation. Ticks at the bottom: adversarial steps.
     """
     shots = sorted({cell.n_shot for cell in cells})
-    figure, grid = plt.subplots(1, len(shots), figsize=(5.5 * len(shots), 3.6), squeeze=False)
+    figure, grid = plt.subplots(1, len(shots), figsize=(5.5 * len(shots), 4), squeeze=False)
     for axes, shot in zip(grid[0], shots, strict=True):
         for i, cell in enumerate(c for c in cells if c.n_shot == shot):
             name, colour = METHODS.get(cell.method, cell.method), f"C{i}"
@@ -100,7 +100,7 @@ def save_training(path: Path, cells: Sequence[Cell]) -> None:
         axes.set_xlabel("outer iteration (ticks: adversarial steps)")
         axes.set_ylabel("accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     _save(figure, path)
 
 

@@ -17,6 +17,9 @@ from stages.interface.errors import BadInput
 PUBLISHED = Path(__file__).parent / "published.yaml"
 REFERENCE = ("eci", "icfil")  # PURER, the row that others are compared with
 OF_THE_POOL = ("single_teacher", "pool_features")  # rows that no method has a part in
+# How rows follow each other; what is not named here comes last.
+METHOD_ORDER = ("pool", "ei", "eci")
+ADAPTATION_ORDER = (*OF_THE_POOL, "one_step", "nearest_class_mean", "icfil")
 
 
 def results(cells: Sequence[Cell], budget: str) -> pd.DataFrame:
@@ -60,7 +63,18 @@ def results(cells: Sequence[Cell], budget: str) -> pd.DataFrame:
             row |= {"seed": provenance["seed"], "commit": provenance["commit"]}
             row |= {"hardware": provenance["hardware"], "minutes": provenance["minutes"]}
             rows.append(row)
+    rows.sort(
+        key=lambda row: (
+            _place(METHOD_ORDER, row["method"]),
+            _place(ADAPTATION_ORDER, row["adaptation"]),
+            row["n_shot"],
+        )
+    )
     return pd.DataFrame(rows)
+
+
+def _place(order: Sequence[str], name: str) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
 
 
 def paired_difference(
