@@ -73,7 +73,7 @@ def main() -> None:
             pool,
             settings.model_copy(update=changes),
             given.meta_train.eci,
-            given.budgets["paper"].meta_train,
+            budget=given.budgets["paper"].meta_train,
             n_way=5,
             n_shot=5,
             n_query=15,

@@ -1,7 +1,7 @@
 """torch.compile where it pays and works.
 
-Measured (DESIGN 5): compiling the inversion loss makes an iteration two to three times faster
-after ten to thirty seconds of compilation; on the CPU it needs a C++ compiler.
+Measured on two cores (benchmarks/speed.py): inversion takes half the time, a whole iteration 0.59
+of it, after some thirty seconds of compilation. On the CPU it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def compiler(
             raise
         Console(stderr=True).print(
             f"torch.compile does not work here ({type(error).__name__}); going on without it,"
-            " two to three times slower. On the CPU it needs a C++ compiler (Debian: g++).",
+            " more slowly. On the CPU it needs a C++ compiler (Debian: g++).",
             markup=False,
         )
         return lambda function: function
