@@ -43,20 +43,29 @@ def cell_key(given: Params) -> str:
 
 
 def check_cell(given: Params) -> None:
-    """Raise BadInput if the selected cell is not in the grid."""
-    cells = YAML(typ="safe").load(GRID)["cells"]
+    """Raise BadInput if the selected cell is not in the grid, or its data sets are too small."""
+    grid = YAML(typ="safe").load(GRID)
+    cells: dict[str, dict[str, object]] = grid["cells"] | grid["pool_cells"]
     if cell_key(given) not in cells:
         raise BadInput(
             f"params.yaml: {cell_key(given)} is not a cell of {GRID.parent.name}/{GRID.name};"
-            f" its n_way: {_values(cells, given, 'n_way')}; n_shot:"
-            f" {_values(cells, given, 'n_shot')}; another cell is a line there"
+            f" {_others(list(cells), given)}; another cell is a line there"
         )
+    params.check_dataset(given, str(cells[cell_key(given)]["second"]))
 
 
-def _values(cells: dict[str, dict[str, object]], given: Params, name: str) -> str:
-    """The grid's values of one part of the key, for this data set."""
-    values = {str(cell[name]) for cell in cells.values() if cell["dataset"] == given.dataset}
-    return ", ".join(sorted(values, key=int))
+def _others(cells: list[str], given: Params) -> str:
+    """What the grid has of the selected scenario and data set, or of the scenario."""
+    alike = [key for key in cells if key.startswith(f"{given.scenario}-{given.dataset}-")]
+    parts = [key.split("-") for key in alike]
+    if not parts:
+        found = {key.split("-")[1] for key in cells if key.startswith(f"{given.scenario}-")}
+        return f"data sets of scenario {given.scenario} there: {', '.join(sorted(found))}"
+    columns = (("n_way", 2), ("n_shot", 3), ("method", 4))
+    return "; ".join(
+        f"{name} there: {', '.join(dict.fromkeys(p[i].removesuffix(name[2:]) for p in parts))}"
+        for name, i in columns
+    )
 
 
 if __name__ == "__main__":

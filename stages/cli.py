@@ -6,6 +6,7 @@ import typer
 
 from stages import check
 from stages.aggregate import command as aggregate
+from stages.data_based import command as data_based
 from stages.meta_test import command as meta_test
 from stages.meta_train import command as meta_train
 from stages.pretrain import command as pretrain
@@ -20,5 +21,6 @@ app.command("check")(check.check)
 app.command("split")(split.split)
 app.command("pretrain")(pretrain.pretrain)
 app.command("meta_train")(meta_train.meta_train)
+app.command("data_based")(data_based.data_based)
 app.command("meta_test")(meta_test.meta_test)
 app.add_typer(aggregate.app, name="aggregate", help="Evaluated cells -> tables, figures, metrics.")

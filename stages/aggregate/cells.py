@@ -1,81 +1,216 @@
-"""An evaluated cell of the grid, read from what meta_test and meta_train left."""
+"""An evaluated cell: everything that tables and figures say of it, from the one file of meta_test.
+
+reports/<budget>/seed-<seed>/<key>.json, key = <scenario>-<dataset>-<n>way-<n>shot-<method>.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from stages.common.files import load_json, load_table
+from stages.aggregate.names import SCENARIOS, place, row_order
+from stages.common.files import load_json
 from stages.interface.errors import BadInput
 
-_KEY = re.compile(
-    r"(?P<scenario>[a-z]+)-(?P<dataset>\w+)-(?P<n_way>\d+)way-(?P<n_shot>\d+)shot-(?P<method>\w+)"
-)
+REPORTS = Path("reports")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Part(BaseModel):
+    """Keys not named here are left alone, so that meta_test can say more than is printed."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Row(Part):
+    """One way of predicting on the meta-test episodes; accuracies in percent."""
+
+    accuracy: float
+    ci95: float
+    std: float
+    protocol: str  # inner steps, learning rate, BatchNorm mode
+    correct: list[float]  # query images of each episode; a mean over teachers need not be whole
+    snapshot: int | None = None
+    val_accuracy: float | None = None
+
+
+class Point(Part):
+    """Meta-test accuracy of one snapshot."""
+
+    iteration: int
+    accuracy: float
+    ci95: float
+
+
+class History(Part):
+    """Meta-training, thinned: accuracy (0 to 1) on pseudo episodes, adversarial steps."""
+
+    iteration: list[int]
+    outer_accuracy: list[float]
+    switches: list[int]
+
+
+class Similarity(Part):
+    """Cosine similarity of class means: synthetic (rows) against real (columns)."""
+
+    own: float
+    other: float
+    nearest_is_own: float
+    classes: list[str]
+    matrix: list[list[float]]
+
+
+class Run(Part):
+    """Provenance of one stage."""
+
+    stage: str
+    commit: str
+    minutes: float
+    device: str
+    hardware: str
+    threads: int | None = None
+    versions: dict[str, str] = {}
+
+
+class Cell(Part):
     key: str
     scenario: str
     dataset: str
-    n_way: int
-    n_shot: int
+    datasets: list[str] = Field(min_length=1)
+    n_way: PositiveInt
+    n_shot: PositiveInt
+    n_query: PositiveInt
     method: str
-    metrics: dict[str, Any]  # by row (one_step, icfil, ..., pool_features): summary
-    episodes: pd.DataFrame  # one row an episode, a column of accuracies (percent) per row
-    selection: pd.DataFrame  # one row a snapshot: iteration, meta-validation accuracies
-    history: pd.DataFrame  # one row an iteration of meta-training
-    provenance: dict[str, Any]  # of meta_train and meta_test
+    seed: int
+    budget: str
+    n_episodes: PositiveInt
+    data_used: str
+    rows: dict[str, Row] = Field(min_length=1)
+    selection: list[dict[str, float | None]]
+    curve: list[Point]
+    history: History
+    class_accuracy: list[dict[str, dict[str, float]]]  # one item, which DVC takes for no metric
+    similarity: Similarity | None
+    provenance: list[Run]
+    command: str
 
     @property
-    def rows(self) -> list[str]:
-        """Names of the evaluated rows, adaptations first."""
-        return list(self.metrics)
+    def task(self) -> tuple[str, str, int]:
+        """What a pool is made for: scenario, data set, n_way."""
+        return (self.scenario, self.dataset, self.n_way)
 
     @property
-    def batch_norm(self) -> str:
-        """The learners' mode at meta-test."""
-        return str(self.metrics["one_step"]["batch_norm"])
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """Accuracy of each row by class, in percent."""
+        return self.class_accuracy[0] if self.class_accuracy else {}
+
+    @property
+    def iterations(self) -> int:
+        """Length of meta-training as far as the file tells, else 0."""
+        last = [int(snapshot.get("iteration") or 0) for snapshot in self.selection]
+        return max([0, *self.history.iteration, *last])
+
+    @property
+    def validation_curve(self) -> list[tuple[float, float]]:
+        """(iteration, meta-validation accuracy) of the snapshots, by one step if they have it."""
+        names = sorted({name for snapshot in self.selection for name in snapshot} - {"iteration"})
+        row = "one_step" if "one_step" in names else "".join(names[:1])
+        points = [(snapshot.get("iteration"), snapshot.get(row)) for snapshot in self.selection]
+        return [(x, y) for x, y in points if x is not None and y is not None]
+
+    def percent(self, row: str) -> NDArray[np.float64]:
+        """Accuracy of every episode, of shape (n_episodes,)."""
+        return 100 * np.asarray(self.rows[row].correct, float) / (self.n_way * self.n_query)
 
 
-def load_cell(key: str, budget: str, root: Path = Path()) -> Cell:
-    """The cell `key` as it was last run at `budget`, from the project at `root`.
+def cell_key(scenario: str, dataset: str, n_way: int, n_shot: int, method: str) -> str:
+    return f"{scenario}-{dataset}-{n_way}way-{n_shot}shot-{method}"
 
-    Raises BadInput for a missing or foreign file, files that disagree, and what is no cell's key.
+
+def path_of(key: str, budget: str, seed: int) -> Path:
+    return REPORTS / budget / f"seed-{seed}" / f"{key}.json"
+
+
+def load_cell(path: Path) -> Cell:
+    """The cell in the file `path`.
+
+    Raises BadInput for a file that is missing, not JSON, lacks something, or contradicts itself.
     """
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise BadInput(f"{key}: not a cell: <scenario>-<data set>-<n>way-<n>shot-<method>")
-    learner, evaluation = root / "models/learners" / key, root / "models/evaluations" / key
-    metrics = load_json(root / "reports" / budget / "cells" / f"{key}.json")
-    episodes = load_table(evaluation / "episodes.parquet")
-    if episodes.empty:
-        raise BadInput(f"{evaluation / 'episodes.parquet'}: no episodes in it")
-    for name, value in metrics.items():
-        if name not in episodes:
-            raise BadInput(f"{evaluation / 'episodes.parquet'}: no column {name}")
-        if abs(episodes[name].mean() - value["accuracy"]) > 0.001:
-            raise BadInput(
-                f"{key}: {name} is {episodes[name].mean():.4f} % in {evaluation},"
-                f" {value['accuracy']:.4f} % in its metrics at budget {budget}: not one run"
-            )
-    return Cell(
-        key=key,
-        scenario=match["scenario"],
-        dataset=match["dataset"],
-        n_way=int(match["n_way"]),
-        n_shot=int(match["n_shot"]),
-        method=match["method"],
-        metrics=metrics,
-        episodes=episodes,
-        selection=load_table(evaluation / "selection.parquet"),
-        history=load_table(learner / "history.parquet"),
-        provenance={
-            "meta_train": load_json(learner.with_name(f"{learner.name}.provenance.json")),
-            "meta_test": load_json(evaluation / "provenance.json"),
-        },
-    )
+    try:
+        cell = Cell.model_validate(load_json(path))
+    except ValidationError as error:
+        details = error.errors()[0]
+        where = ".".join(map(str, details["loc"])) or "the file"
+        raise BadInput(f"{path}: {where}: {details['msg']} ({_shown(details['input'])})") from None
+    named = cell_key(cell.scenario, cell.dataset, cell.n_way, cell.n_shot, cell.method)
+    if cell.key != named:
+        raise BadInput(f"{path}: key = {cell.key!r}: its scenario, data set ... say {named!r}")
+    place = Path(cell.budget, f"seed-{cell.seed}", f"{cell.key}.json")
+    if path.absolute().parts[-3:] != place.parts:
+        raise BadInput(f"{path}: holds another cell: allowed there is only .../{place}")
+    for name, row in cell.rows.items():
+        _check_row(path, cell, name, row)
+    _check_lists(path, cell)
+    return cell
+
+
+def load_budget(budget: str) -> list[Cell]:
+    """Every cell run at `budget`, all seeds, in the order of print; BadInput if there is none."""
+    paths = sorted((REPORTS / budget).glob("seed-*/*.json"))
+    if not paths:
+        raise BadInput(f"{REPORTS / budget}: no cell (seed-*/*.json) has been run at this budget")
+    return sorted(map(load_cell, paths), key=print_order)
+
+
+def print_order(cell: Cell) -> tuple[Any, ...]:
+    """Sorts cells into the order of print: SS before SH before MH, then data, method, shots."""
+    scenario = place(SCENARIOS, cell.scenario)
+    return (scenario, *cell.task, row_order(cell.method), cell.n_shot, cell.seed)
+
+
+def by_task(cells: Iterable[Cell]) -> dict[tuple[str, str, int], list[Cell]]:
+    """The cells of each task, in the order of print."""
+    groups = defaultdict(list)
+    for cell in sorted(cells, key=print_order):
+        groups[cell.task].append(cell)
+    return groups
+
+
+def _check_row(path: Path, cell: Cell, name: str, row: Row) -> None:
+    if len(row.correct) != cell.n_episodes:
+        raise BadInput(
+            f"{path}: rows.{name}.correct has {len(row.correct)} episodes: allowed is"
+            f" n_episodes = {cell.n_episodes}"
+        )
+    n_images = cell.n_way * cell.n_query
+    if not all(0 <= count <= n_images for count in row.correct):
+        raise BadInput(f"{path}: rows.{name}.correct: allowed are 0 to {n_images} query images")
+    mean = cell.percent(name).mean()
+    if abs(mean - row.accuracy) > 0.001:
+        raise BadInput(
+            f"{path}: rows.{name}.accuracy = {row.accuracy}: the mean of its episodes is {mean:.4f}"
+        )
+
+
+def _check_lists(path: Path, cell: Cell) -> None:
+    """Refuse lists of different lengths that belong together."""
+    history, similarity = cell.history, cell.similarity
+    if len(history.iteration) != len(history.outer_accuracy):
+        raise BadInput(
+            f"{path}: history has {len(history.iteration)} iterations and"
+            f" {len(history.outer_accuracy)} accuracies: allowed are equally many"
+        )
+    if similarity is not None:
+        n, matrix = len(similarity.classes), similarity.matrix
+        if n == 0 or {len(matrix), *map(len, matrix)} != {n}:
+            raise BadInput(f"{path}: similarity.matrix: allowed is {n} x {n}, one row a class")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,15 +1,20 @@
-"""The commands of the aggregate stage: evaluated cells -> tables, figures, the selected metrics."""
+"""The commands of the aggregate stage: evaluated cells -> tables, figures, the report."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.interface import params
-from stages.interface.errors import BadInput, refuses_bad_input
+from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+
+if TYPE_CHECKING:
+    from stages.aggregate.cells import Cell
+    from stages.aggregate.layouts import Layout
+    from stages.aggregate.sheets import Sheet
 
 PARAMS = (
     "scenario",
@@ -21,34 +26,68 @@ PARAMS = (
     "budget",
     "seed",
 )
+SELECTION = ["iteration", "one_step", "nearest_class_mean"]  # columns that dvc.yaml plots
 
-app = typer.Typer(add_completion=False)
+Budget = Annotated[str, typer.Option(help="The budget the cells were run at.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.command()
 @refuses_bad_input
 def table(
-    cells: Annotated[list[str], typer.Argument(help="Keys of the cells, all of which must exist.")],
-    budget: Annotated[str, typer.Option(help="The budget they were run at.")],
+    name: Annotated[str, typer.Argument(help="A table of the paper: table_1 to table_8.")],
+    budget: Budget,
+    seed: Annotated[int, typer.Option(help="The training seed.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
 ) -> None:
-    """One table over cells: Markdown, Parquet, a bar chart and the training curves."""
-    from stages.aggregate.cells import load_cell
-    from stages.aggregate.figures import save_bars, save_training
-    from stages.aggregate.markdown import markdown
-    from stages.aggregate.tables import results
-    from stages.common.files import save_table, written_whole
+    """One of the paper's tables, all of whose cells must have been run: Markdown and Parquet."""
+    from stages.aggregate.cells import load_cell, path_of
+    from stages.aggregate.layouts import PAPER, cells_of
+    from stages.common.files import written_whole
 
-    loaded = [load_cell(key, budget) for key in cells]
-    rows = results(loaded, budget)
-    text = markdown(rows, loaded)
-    with written_whole(out) as temporary:
-        temporary.mkdir()
-        (temporary / "table.md").write_text(text)
-        save_table(temporary / "table.parquet", rows)
-        save_bars(temporary / "accuracy.png", rows)
-        save_training(temporary / "training.png", loaded)
-    typer.echo(text)
+    if name not in PAPER:
+        raise BadInput(
+            f"{name}: no such table: allowed: {', '.join(PAPER)}{did_you_mean(name, PAPER)}"
+        )
+    paths = [path_of(key, budget, seed) for key in sorted(cells_of(PAPER[name]))]
+    for path in paths:
+        if not path.is_file():
+            raise BadInput(
+                f"{path}: no such file; `dvc repro stages/dvc.yaml:{name}` makes it, with"
+                f" budget: {budget} and seed: {seed} in params.yaml"
+            )
+    (sheet,) = _fill([PAPER[name]], [load_cell(path) for path in paths])
+    with written_whole(out) as folder:
+        _save_sheet(folder, "table", sheet)
+    typer.echo((out / "table.md").read_text())
+
+
+@app.command()
+@refuses_bad_input
+def report(
+    budget: Budget, out: Annotated[Path, typer.Option(help="The folder to write into.")]
+) -> None:
+    """All tables and figures of the cells run so far, of all seeds, and a page that shows them."""
+    from stages.aggregate.cells import load_budget
+    from stages.aggregate.gallery import draw_all, pictures_made_elsewhere
+    from stages.aggregate.layouts import PAPER, every_row
+    from stages.aggregate.report import report as page
+    from stages.aggregate.results import results
+    from stages.common.files import written_whole
+
+    cells = load_budget(budget)
+    paper, others = _fill([*PAPER.values()], cells), _fill(every_row(cells), cells)
+    with written_whole(out / "tables") as folder:
+        for sheet in (*paper, *others):
+            _save_sheet(folder, sheet.name, sheet)
+    with written_whole(out / "figures") as folder:
+        folder.mkdir()
+        pictures = draw_all(folder, cells, results(cells)) + pictures_made_elsewhere(budget)
+        text = page(paper, others, pictures, cells)
+    with written_whole(out / "report.html") as temporary:
+        temporary.write_text(text)
+    typer.echo(f"{len(cells)} cells: {out}/report.html, {out}/tables/, {out}/figures/")
 
 
 @app.command()
@@ -58,33 +97,77 @@ def publish(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("reports"),
 ) -> None:
     """Put the selected cell's metrics, table and figures where they always are."""
-    given = params.read(PARAMS)
-    from stages.aggregate.cells import load_cell
-    from stages.aggregate.figures import save_bars, save_training
-    from stages.aggregate.markdown import markdown
-    from stages.aggregate.tables import results
+    from stages.aggregate.cells import load_cell, path_of
+    from stages.aggregate.layouts import selected
     from stages.common.files import save_json, written_whole
+    from stages.interface import params
 
-    loaded = load_cell(cell, given["budget"])
-    rows = results([loaded], given["budget"])
-    text = markdown(rows, [loaded])
-    if given["adaptation"] not in loaded.rows:
+    given = params.read(PARAMS)
+    chosen = load_cell(path_of(cell, given["budget"], given["seed"]))
+    cells = [chosen]
+    if chosen.method != "pool":  # the number to beat stands beside every learner's
+        pool = cell.removesuffix(chosen.method) + "pool"
+        cells.append(load_cell(path_of(pool, given["budget"], given["seed"])))
+    if given["adaptation"] not in chosen.rows:
         raise BadInput(
-            f"adaptation = {given['adaptation']!r}: the cell has {', '.join(loaded.rows)}"
+            f"params.yaml: adaptation = {given['adaptation']!r}: no such row in {cell}: allowed:"
+            f" {', '.join(chosen.rows)}"
         )
-    chosen = loaded.metrics[given["adaptation"]]
-    save_json(out / "metrics.json", {**given, **chosen})
-    selected = out / "selected"
-    with written_whole(selected) as temporary:
-        temporary.mkdir()
-        (temporary / "table.md").write_text(text)
-        rows[["method", "adaptation", "accuracy", "ci95", "batch_norm"]].to_csv(
-            temporary / "accuracy.csv", index=False
-        )
-        loaded.history.to_csv(temporary / "history.csv", index=False, float_format="%.6g")
-        loaded.selection.to_csv(temporary / "selection.csv", index=False, float_format="%.6g")
-        save_bars(temporary / "accuracy.png", rows)
-        save_training(temporary / "training.png", [loaded])
-        shutil.copy(Path("models/learners") / cell / "synthetic.png", temporary / "synthetic.png")
-    typer.echo(text)
-    typer.echo(f"table and pictures: {selected}/; selected metrics: {out / 'metrics.json'}")
+    (sheet,) = _fill([selected(cells)], cells)
+    save_json(out / "metrics.json", {**given, **_metrics(chosen, given["adaptation"])})
+    with written_whole(out / "selected") as folder:
+        _save_sheet(folder, "table", sheet)
+        _save_plots(folder, chosen, sheet)
+    typer.echo((out / "selected/table.md").read_text())
+    typer.echo(f"table and pictures: {out}/selected/; selected metrics: {out}/metrics.json")
+
+
+def _fill(layouts: Sequence[Layout], cells: Sequence[Cell]) -> list[Sheet]:
+    from stages.aggregate.results import results
+    from stages.aggregate.sheets import fill
+
+    rows = results(cells)
+    return [fill(layout, rows, cells) for layout in layouts]
+
+
+def _save_sheet(folder: Path, name: str, sheet: Sheet) -> None:
+    from stages.aggregate.markdown import markdown
+    from stages.aggregate.results import frame
+    from stages.common.files import save_table
+
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(markdown(sheet))
+    save_table(folder / f"{name}.parquet", frame(sheet.results))
+
+
+def _metrics(cell: Cell, adaptation: str) -> dict[str, Any]:
+    row = cell.rows[adaptation].model_dump(exclude={"correct"}, exclude_none=True)
+    return {**row, "n_episodes": cell.n_episodes}
+
+
+def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
+    """The files that the `plots` of the root dvc.yaml name: all of them, whatever there is."""
+    import pandas as pd
+
+    from stages.aggregate.figures import save_accuracies, save_placeholder, save_training
+    from stages.aggregate.names import row_name
+    from stages.aggregate.results import frame
+
+    columns = ["method", "adaptation", "accuracy", "ci95", "protocol"]
+    frame(sheet.results)[columns].to_csv(folder / "accuracy.csv", index=False, float_format="%.4f")
+    history = {"iteration": cell.history.iteration, "outer_accuracy": cell.history.outer_accuracy}
+    selection = pd.DataFrame(cell.selection)
+    selection = selection.reindex(columns=list(dict.fromkeys((*SELECTION, *selection.columns))))
+    for name, content in (("history", pd.DataFrame(history)), ("selection", selection)):
+        content.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    labelled = [(row_name(r.method, r.adaptation), r) for r in sheet.results]
+    save_accuracies(folder / "accuracy.png", labelled, f"{cell.key}, budget {cell.budget}")
+    if cell.history.iteration:
+        save_training(folder / "training.png", [cell], f"{cell.key}, budget {cell.budget}")
+    else:
+        save_placeholder(folder / "training.png", "no meta-training")
+    images = Path("models/evaluations") / cell.key / "synthetic.png"
+    if images.is_file():
+        shutil.copy(images, folder / "synthetic.png")
+    else:
+        save_placeholder(folder / "synthetic.png", "no synthetic images")

@@ -1,8 +1,8 @@
-"""Bar chart of a table and training curves of its cells, as PNG."""
+"""The figures, as PNG: equal inputs give equal bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,102 +11,166 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from stages.aggregate.cells import Cell
-from stages.aggregate.markdown import DATASETS, METHODS, label
+from stages.aggregate.cells import Cell, Similarity
+from stages.aggregate.names import method_name
+from stages.aggregate.results import Result
 from stages.common.files import written_whole
 
-WINDOW = 50  # iterations of the moving mean
+WINDOW = 1 / 40  # of a training curve: its moving mean
+PURER_COLOUR, OTHER_COLOUR = "#b3402a", "#2f5d8a"
 
 
-def save_bars(path: Path, table: pd.DataFrame) -> None:
-    """Accuracy of every row with its 95 % interval, the published value as a diamond."""
-    rows = list(dict.fromkeys(zip(table["method"], table["adaptation"], strict=True)))
-    shots = sorted(table["n_shot"].unique())
-    first = table.iloc[0]
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.25 * len(rows) * len(shots)))
-    height = 0.8 / len(shots)
-    for i, shot in enumerate(shots):
-        part = table[table["n_shot"] == shot].set_index(["method", "adaptation"])
-        y = np.array([rows.index(key) for key in part.index]) + (i - (len(shots) - 1) / 2) * height
-        colour = f"C{i}"
-        axes.barh(
-            y,
-            part["accuracy"],
-            height * 0.92,
-            xerr=part["ci95"],
-            color=colour,
-            label=f"{shot}-shot",
-            error_kw={"lw": 1, "capsize": 2},
-        )
-        axes.scatter(
-            part["published"],
-            y,
-            marker="D",
-            s=22,
-            facecolor="white",
-            edgecolor=colour,
-            zorder=3,
-            label=f"{shot}-shot, published" if part["published"].notna().any() else None,
-        )
-    axes.axvline(100 / first["n_way"], color="grey", lw=0.8, ls=":", label="chance")
-    axes.set_yticks(range(len(rows)), [label(*row) for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    modes = table.groupby(table["method"] == "pool")["batch_norm"].first()
-    axes.set_xlabel(
-        "accuracy, % (whiskers: 95 % interval over episodes)\n"
-        f"BatchNorm: learners {modes.get(False)}, pool {modes.get(True)}",
-        fontsize=8,
+def save_accuracies(path: Path, rows: Sequence[tuple[str, Result]], title: str) -> None:
+    """Bars of (label, result) with 95 % intervals, a panel a number of shots.
+
+    The published value is a diamond, chance a dotted line.
+    """
+    labels = list(dict.fromkeys(label for label, _ in rows))
+    shots = sorted({result.n_shot for _, result in rows})
+    size = (4.5 + 3.2 * len(shots), 1.1 + 0.27 * len(labels))
+    figure, panels = plt.subplots(
+        1, len(shots), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    dataset = DATASETS.get(first["dataset"], first["dataset"])
-    axes.set_title(f"{dataset}, {first['n_way']}-way, budget {first['budget']}", fontsize=10)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    for axes, shot in zip(panels[0], shots, strict=True):
+        part = [(label, result) for label, result in rows if result.n_shot == shot]
+        y = [labels.index(label) for label, _ in part]
+        colours = [PURER_COLOUR if "(PURER)" in label else OTHER_COLOUR for label, _ in part]
+        accuracy, ci95 = [r.accuracy for _, r in part], [r.ci95 for _, r in part]
+        whiskers = {"lw": 1, "capsize": 2}
+        axes.barh(y, accuracy, 0.7, xerr=ci95, color=colours, alpha=0.8, error_kw=whiskers)
+        paper = [(r.published, i) for i, (_, r) in zip(y, part, strict=True) if r.published]
+        if paper:
+            style = {"marker": "D", "s": 24, "facecolor": "white", "edgecolor": "black"}
+            axes.scatter(*zip(*paper, strict=True), **style, zorder=3, label="published")
+        axes.axvline(100 / part[0][1].n_way, color="grey", lw=1, ls=":", label="chance")
+        axes.set_title(f"{shot}-shot", fontsize=10)
+        axes.set_xlabel("accuracy, %", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
+    panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
+    handles, names = panels[0][-1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncol=2, fontsize=8)
+    figure.suptitle(title, fontsize=11)
     _save(figure, path)
 
 
-def save_training(path: Path, cells: Sequence[Cell]) -> None:
-    """Accuracy over iterations, a panel per number of shots (PURER, figure 4).
+def save_curriculum(path: Path, cells: Sequence[Cell], title: str) -> None:
+    """Meta-test accuracy over iterations with its 95 % band (PURER, figure 4).
 
-    Lines: moving mean of the accuracy on pseudo episodes. Dots: one-step accuracy of the snapshots
-    on meta-validation. Ticks at the bottom: adversarial steps.
+    Ticks at the bottom: adversarial steps.
+    """
+
+    def draw(axes: Axes, cell: Cell, colour: str) -> None:
+        x = [point.iteration for point in cell.curve]
+        y = np.array([point.accuracy for point in cell.curve])
+        ci95 = np.array([point.ci95 for point in cell.curve])
+        axes.plot(x, y, color=colour, marker=".")
+        axes.fill_between(x, y - ci95, y + ci95, color=colour, alpha=0.15, lw=0)
+
+    _save_panels(path, cells, title, "meta-test accuracy, one step, %", draw)
+
+
+def save_training(path: Path, cells: Sequence[Cell], title: str) -> None:
+    """Accuracy on pseudo episodes (lines: moving mean) and on meta-validation (dots)."""
+
+    def draw(axes: Axes, cell: Cell, colour: str) -> None:
+        values = 100 * np.array(cell.history.outer_accuracy)
+        smooth = _moving_mean(values, max(1, round(WINDOW * len(values))))
+        axes.plot(cell.history.iteration, smooth, color=colour, lw=1, alpha=0.7)
+        if points := cell.validation_curve:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, ms=3)
+
+    _save_panels(path, cells, title, "accuracy, %", draw)
+
+
+def save_classes(path: Path, cell: Cell, row: str, title: str) -> None:
+    """Accuracy of every meta-test class, sorted."""
+    classes = sorted(cell.by_class[row].items(), key=lambda item: (item[1], item[0]))
+    names, values = [name for name, _ in classes], [value for _, value in classes]
+    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.22 * len(names)), layout="constrained")
+    axes.barh(range(len(names)), values, 0.75, color=OTHER_COLOUR, alpha=0.8)
+    axes.axvline(float(np.mean(values)), color=PURER_COLOUR, lw=1, label="mean")
+    axes.axvline(100 / cell.n_way, color="grey", lw=1, ls=":", label="chance")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel("correct query images of the class, %", fontsize=9)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def save_similarity(path: Path, similarity: Similarity, title: str) -> None:
+    """Cosine similarity of every synthetic class mean with every real one."""
+    n = len(similarity.classes)
+    figure, axes = plt.subplots(figsize=(6.4, 6), layout="constrained")
+    image = axes.imshow(np.array(similarity.matrix), cmap="viridis")
+    names = [name[:20] for name in similarity.classes]
+    axes.set_xticks(range(n), names, rotation=90, fontsize=min(8, 330 / n))
+    axes.set_yticks(range(n), names, fontsize=min(8, 330 / n))
+    axes.set_xlabel("mean of the real images")
+    axes.set_ylabel("mean of the synthetic images")
+    numbers = f"own class {similarity.own:.3f}, others {similarity.other:.3f}"
+    nearest = f"own class nearest for {similarity.nearest_is_own:.0f} %"
+    axes.set_title(f"{title}\n{numbers}, {nearest}", fontsize=10)
+    figure.colorbar(image, fraction=0.046, label="cosine similarity")
+    _save(figure, path)
+
+
+def save_placeholder(path: Path, text: str) -> None:
+    """A picture that says why there is none."""
+    figure = plt.figure(figsize=(4, 1))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="grey")
+    _save(figure, path)
+
+
+def _save_panels(
+    path: Path,
+    cells: Sequence[Cell],
+    title: str,
+    ylabel: str,
+    draw: Callable[[Axes, Cell, str], None],
+) -> None:
+    """Curves over iterations, a panel a number of shots, a colour a method.
+
+    Ticks at the bottom: adversarial steps.
     """
     shots = sorted({cell.n_shot for cell in cells})
-    figure, grid = plt.subplots(1, len(shots), figsize=(5.5 * len(shots), 4), squeeze=False)
-    for axes, shot in zip(grid[0], shots, strict=True):
-        for i, cell in enumerate(c for c in cells if c.n_shot == shot):
-            name, colour = METHODS.get(cell.method, cell.method), f"C{i}"
-            smooth = cell.history["outer_accuracy"].rolling(WINDOW, min_periods=1).mean()
-            axes.plot(
-                cell.history["iteration"],
-                100 * smooth,
-                color=colour,
-                lw=1,
-                alpha=0.7,
-                label=f"{name}: pseudo episodes",
-            )
-            axes.plot(
-                cell.selection["iteration"],
-                cell.selection["one_step"],
-                "o-",
-                color=colour,
-                ms=4,
-                label=f"{name}: meta-validation, one step",
-            )
-            events = cell.history.loc[cell.history["feedback"] > 0, "iteration"]
-            axes.vlines(events, 0, 0.03, transform=axes.get_xaxis_transform(), color=colour, lw=0.5)
-        axes.set_title(f"{shot}-shot, learners {cells[0].batch_norm}", fontsize=10)
-        axes.set_xlabel("outer iteration (ticks: adversarial steps)")
-        axes.set_ylabel("accuracy, %")
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    size = (5.5 * len(shots), 4.2)
+    figure, panels = plt.subplots(1, len(shots), figsize=size, squeeze=False, layout="constrained")
+    for axes, shot in zip(panels[0], shots, strict=True):
+        for cell in (cell for cell in cells if cell.n_shot == shot):
+            colour = f"C{methods.index(cell.method) % 10}"
+            draw(axes, cell, colour)
+            ticks = {"transform": axes.get_xaxis_transform(), "color": colour, "lw": 0.5}
+            axes.vlines(cell.history.switches, 0, 0.03, **ticks)
+        axes.set_title(f"{shot}-shot", fontsize=10)
+        axes.set_xlabel("outer iteration (ticks: adversarial steps)", fontsize=9)
+        axes.set_ylabel(ylabel, fontsize=9)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    handles = [Line2D([], [], color=f"C{i % 10}") for i in range(len(methods))]
+    names = [method_name(method) for method in methods]
+    figure.legend(handles, names, loc="outside lower center", ncol=3, fontsize=8)
+    figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def _moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of each value and the up to `window` - 1 before it."""
+    total = np.concatenate([[0.0], values.cumsum()])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    means: NDArray[np.float64] = (total[end] - total[start]) / (end - start)
+    return means
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.tight_layout()
     with written_whole(path) as temporary:
         # No software version or date in the file: equal inputs give equal bytes.
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)

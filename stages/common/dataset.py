@@ -7,11 +7,13 @@ how a network should see the images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.common.files import metadata_of, open_tensors
@@ -37,9 +39,39 @@ class Normalisation:
         pixels = x * self._column(self.std, x) + self._column(self.mean, x)
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
+    def convert(self, x: Tensor, other: Normalisation) -> Tensor:
+        """x (n, 3, h, w), normalised by this one, as the other one would have normalised it."""
+        if other == self:
+            return x
+        pixels = x * self._column(self.std, x) + self._column(self.mean, x)
+        return (pixels - self._column(other.mean, x)) / self._column(other.std, x)
+
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network wants to see images: side in pixels, and normalisation."""
+
+    image_size: int
+    normalisation: Normalisation
+
+    def of(self, images: Tensor) -> Tensor:
+        """uint8 (n, h, w, 3) of any size to this network's input (n, 3, size, size)."""
+        return resized(self.normalisation.apply(images), self.image_size)
+
+    def of_another(self, x: Tensor, normalisation: Normalisation) -> Tensor:
+        """Another network's input x (n, 3, h, w) as this network's; differentiable."""
+        return resized(normalisation.convert(x, self.normalisation), self.image_size)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """(n, 3, h, w) to (n, 3, size, size): bilinear, smoothed first where it shrinks."""
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +84,26 @@ class ClassImages:
     images: list[Tensor]
     image_size: int
     normalisation: Normalisation
+
+
+def load_splits(paths: Sequence[Path], split: Split) -> list[ClassImages]:
+    """One split of each of several data sets (MH); a path given twice is read once.
+
+    Raises BadInput as `load_split`, and for a class name of any split that two data sets share:
+    a teacher of the one could know an unseen class of the other.
+    """
+    loaded = {path: load_split(path, split) for path in dict.fromkeys(paths)}
+    owner: dict[str, str] = {}
+    for path, data in loaded.items():
+        with open_tensors(path) as file:
+            for name in metadata_of(file, path)["class_names"]:
+                if name in owner:
+                    raise BadInput(
+                        f"class {name!r} is in {owner[name]} and in {data.dataset}: data sets of"
+                        " one pool must not share a class name"
+                    )
+                owner[name] = data.dataset
+    return list(loaded.values())
 
 
 def load_split(path: Path, split: Split) -> ClassImages:

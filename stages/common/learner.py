@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.func import functional_call, grad
 
 from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build, channels_last
-from stages.common.dataset import Normalisation
+from stages.common.dataset import Normalisation, View
 from stages.common.files import load_tensors, save_tensors
-from stages.common.pool import load_into
+from stages.common.pool import TeacherInfo, load_into
 from stages.interface.errors import BadInput
 
 Theta = dict[str, Tensor]
@@ -36,17 +36,23 @@ class LearnerInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     method: str
+    meta_learner: str  # how it was trained to adapt: maml, anil, protonet; none: not at all
     iteration: int
 
     @property
     def normalisation(self) -> Normalisation:
         return Normalisation(self.mean, self.std)
 
+    @property
+    def view(self) -> View:
+        return View(self.image_size, self.normalisation)
+
 
 class Learner:
     """The network of `architecture` with n_way outputs, without weights of its own."""
 
     def __init__(self, architecture: str, n_way: int, image_size: int, device: str = "cpu") -> None:
+        self.n_way = n_way
         self._batch = build(architecture, n_way, image_size, batch_statistics=True).to(device)
         self._fixed = build(architecture, n_way, image_size).to(device).eval()
         self._bn_names = [name for name, _ in bn_layers(self._fixed)]
@@ -68,6 +74,16 @@ class Learner:
         return output
 
 
+def learner_view(pool: Sequence[TeacherInfo], image_size: str) -> View:
+    """How the learner of a pool sees images: as the teachers of the smallest or largest side do.
+
+    A batch is one tensor, and its BatchNorm statistics are of the whole batch, so images of two
+    data sets (MH) must be brought to one size before the learner sees them.
+    """
+    best = min if image_size == "smallest" else max
+    return best((info.view for info in pool), key=lambda view: view.image_size)
+
+
 def initial_theta(
     architecture: str, n_way: int, image_size: int, generator: torch.Generator
 ) -> Theta:
@@ -82,16 +98,26 @@ def episode_loss(learner: Learner, theta: Theta, x: Tensor, y: Tensor) -> Tensor
 
 
 def adapt(
-    learner: Learner, theta: Theta, x: Tensor, y: Tensor, inner_lr: float, inner_steps: int
+    learner: Learner,
+    theta: Theta,
+    x: Tensor,
+    y: Tensor,
+    inner_lr: float,
+    inner_steps: int,
+    part: str = "",
 ) -> Theta:
     """Inner loop: theta' = theta - inner_lr * grad L(theta; support), inner_steps times.
 
     PURER, equation 1b (MAML). Differentiable to second order: gradients of a function of the
-    result flow through the steps to theta and to x.
+    result flow through the steps to theta and to x. Only parameters whose names start with `part`
+    move: all of them by default, "head." for ANIL (Raghu et al., 2020).
     """
     for _ in range(inner_steps):
-        gradient = grad(lambda t: episode_loss(learner, t, x, y))(theta)
-        theta = {name: p - inner_lr * gradient[name] for name, p in theta.items()}
+        moving = {name: p for name, p in theta.items() if name.startswith(part)}
+        still = {name: p for name, p in theta.items() if not name.startswith(part)}
+        gradient = grad(lambda t, s=still: episode_loss(learner, {**s, **t}, x, y))(moving)
+        moved = {name: p - inner_lr * gradient[name] for name, p in moving.items()}
+        theta = {name: moved.get(name, p) for name, p in theta.items()}
     return theta
 
 

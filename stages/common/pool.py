@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stages.common.architectures import ARCHITECTURES, build
-from stages.common.dataset import Normalisation
+from stages.common.dataset import Normalisation, View
 from stages.common.files import load_json, load_tensors, save_json, save_tensors
 from stages.interface.errors import BadInput, did_you_mean
 
@@ -37,6 +37,10 @@ class TeacherInfo:
     @property
     def normalisation(self) -> Normalisation:
         return Normalisation(self.mean, self.std)
+
+    @property
+    def view(self) -> View:
+        return View(self.image_size, self.normalisation)
 
 
 @dataclass(frozen=True)

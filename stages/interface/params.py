@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.common.params import Section
+from stages.common.params import LearnerSection, Scenario, Section
+from stages.data_based.params import DATA_BASED, DataBased, DataBasedBudget
 from stages.interface.errors import BadInput, did_you_mean
-from stages.meta_test.params import MetaTest, MetaTestBudget
+from stages.meta_test.params import POOL_ROWS, SUITS, MetaTest, MetaTestBudget
 from stages.meta_train.methods import METHODS
 from stages.meta_train.params import MetaTrain, MetaTrainBudget
 from stages.pretrain.params import Pretrain, PretrainBudget
@@ -27,16 +27,23 @@ from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
 
+class Scenarios(Section):
+    ss: Scenario
+    sh: Scenario
+    mh: Scenario
+
+
 class Budget(Section):
     pretrain: PretrainBudget
     meta_train: MetaTrainBudget
+    data_based: DataBasedBudget
     meta_test: MetaTestBudget
 
 
 class Params(Section):
     """The whole of params.yaml."""
 
-    scenario: Literal["ss"]
+    scenario: Literal["ss", "sh", "mh"]
     dataset: str
     n_way: int = Field(ge=2)
     n_shot: PositiveInt
@@ -46,9 +53,12 @@ class Params(Section):
     budget: str
     seed: NonNegativeInt
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    scenarios: Scenarios
     datasets: Datasets
     pretrain: Pretrain
+    learner: LearnerSection
     meta_train: MetaTrain
+    data_based: DataBased
     meta_test: MetaTest
     budgets: dict[str, Budget]
 
@@ -76,11 +86,10 @@ def load(path: Path = Path("params.yaml")) -> Params:
 
 def _check_names(given: Params, path: Path) -> None:
     """Refuse names that no table knows, so that a new row of a table needs no change here."""
-    adaptations = [name for name, field in MetaTest.model_fields.items() if _is_section(field)]
     tables: dict[str, Iterable[str]] = {
         "dataset": CATALOGUE,
-        "method": METHODS,
-        "adaptation": adaptations,
+        "method": (*METHODS, "pool", *DATA_BASED),
+        "adaptation": ("auto", *SUITS, *POOL_ROWS),
         "budget": given.budgets,
     }
     wrong = [
@@ -92,40 +101,11 @@ def _check_names(given: Params, path: Path) -> None:
         raise BadInput("\n".join(wrong))
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-
-
 def _check_together(given: Params, path: Path) -> None:
     """Refuse values that are each allowed but not together."""
-    spec = CATALOGUE[given.dataset]
-    smallest = min(len(names) for names in spec.splits().values())
-    if given.n_way > smallest:
-        raise BadInput(
-            f"{path}: n_way = {given.n_way}: {given.dataset} has only {smallest} classes in"
-            f" its smallest split; allowed: 2 to {smallest}"
-        )
-    n_images = spec.images_per_class
-    if n_images is None:
-        n_images = lookup(given, f"datasets.{given.dataset}").images_per_class
-    if given.n_shot + given.n_query > n_images:
-        raise BadInput(
-            f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: an episode needs"
-            f" {given.n_shot + given.n_query} images of a class, {given.dataset} has {n_images};"
-            f" allowed: n_shot + n_query up to {n_images}"
-        )
-    if not 0 < int(given.pretrain.train_fraction * n_images) < n_images:
-        raise BadInput(
-            f"{path}: pretrain.train_fraction = {given.pretrain.train_fraction}: of {n_images}"
-            " images of a class at least one must train and one must remain"
-        )
-    shared = given.meta_train.episode_inversion
-    if shared.start == "average" and shared.learner != given.pretrain.architecture:
-        raise BadInput(
-            f"{path}: meta_train.episode_inversion.start = 'average': the learner is a"
-            f" {shared.learner}, the teachers are {given.pretrain.architecture}"
-            " (pretrain.architecture); allowed for different architectures: random"
-        )
+    check_dataset(given, given.dataset, path)
+    _check_adaptation(given, path)
+    _check_mixing(given, path)
     for name, budget in given.budgets.items():
         length = budget.meta_train
         if length.curriculum_start > length.n_iterations:
@@ -133,6 +113,68 @@ def _check_together(given: Params, path: Path) -> None:
                 f"{path}: budgets.{name}.meta_train.curriculum_start ="
                 f" {length.curriculum_start}: allowed: up to n_iterations = {length.n_iterations}"
             )
+
+
+def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
+    """Refuse episodes and splits that `dataset` is too small for."""
+    spec = CATALOGUE[dataset]
+    smallest = min(len(names) for names in spec.splits().values())
+    if given.n_way > smallest:
+        raise BadInput(
+            f"{path}: n_way = {given.n_way}: {dataset} has only {smallest} classes in"
+            f" its smallest split; allowed: 2 to {smallest}"
+        )
+    n_images = spec.images_per_class
+    if n_images is None:
+        n_images = lookup(given, f"datasets.{dataset}").images_per_class
+    if given.n_shot + given.n_query > n_images:
+        raise BadInput(
+            f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: an episode needs"
+            f" {given.n_shot + given.n_query} images of a class, {dataset} has {n_images};"
+            f" allowed: n_shot + n_query up to {n_images}"
+        )
+    if not 0 < int(given.pretrain.train_fraction * n_images) < n_images:
+        raise BadInput(
+            f"{path}: pretrain.train_fraction = {given.pretrain.train_fraction}: of {n_images}"
+            " images of a class at least one must train and one must remain"
+        )
+
+
+def _check_adaptation(given: Params, path: Path) -> None:
+    """Refuse an adaptation that the method's learner has no row of."""
+    rows: list[str] = [*POOL_ROWS]
+    if given.method != "pool":
+        sections = given.data_based if given.method in DATA_BASED else given.meta_train
+        own = getattr(sections, given.method)
+        meta_learner = getattr(own, "meta_learner", "none")
+        rows = [name for name, suited in SUITS.items() if meta_learner in suited]
+    if given.adaptation not in ("auto", *rows):
+        raise BadInput(
+            f"{path}: adaptation = {given.adaptation!r}: method {given.method} has no such row;"
+            f" allowed: auto, {', '.join(rows)}"
+        )
+
+
+def _check_mixing(given: Params, path: Path) -> None:
+    """Refuse what mixes the parameters of teachers of different architectures."""
+    scenario: Scenario = getattr(given.scenarios, given.scenario)
+    teachers, learner = set(scenario.names), given.learner.architecture
+    if teachers == {learner} and given.scenario != "mh":
+        return
+    what = f"the learner is a {learner}, the teachers are {', '.join(sorted(teachers))}"
+    if given.scenario == "mh":
+        what += " for images of two sizes"
+    if given.method in METHODS and METHODS[given.method].mixes:
+        raise BadInput(
+            f"{path}: method = {given.method!r} mixes the teachers' parameters, but in scenario"
+            f" {given.scenario} {what} (scenarios.{given.scenario}.architectures); allowed:"
+            f" {', '.join(name for name, row in METHODS.items() if not row.mixes)}"
+        )
+    if scenario.start == "average":
+        raise BadInput(
+            f"{path}: scenarios.{given.scenario}.start = 'average': {what}"
+            f" (scenarios.{given.scenario}.architectures); allowed for these: random"
+        )
 
 
 def read(keys: Iterable[str], **cell: str) -> dict[str, Any]:

@@ -1,74 +1,122 @@
-"""The table of adaptations: a new one is a module, its section of params.yaml, and a row."""
+"""The table of adaptations: a new one is a module, its section of params.yaml, and a row.
+
+Which learners each suits stands in `params.SUITS`, where it is read without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stages.common.learner import Learner, Theta
+from stages.common.learner import Learner, LearnerInfo, Theta, load_learner
+from stages.common.meta_learners import META_LEARNERS
 from stages.common.seeds import generator
-from stages.meta_test import icfil, nearest_class_mean, one_step
+from stages.meta_test import icfil, nearest_class_mean, one_step, tuned_steps
 from stages.meta_test.episodes import RealEpisodes
+from stages.meta_test.linear_probe import probe
 from stages.meta_test.params import MetaTest
 
-Predict = Callable[[Learner, Theta, RealEpisodes, MetaTest, Callable[[int], None]], Tensor]
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A snapshot of a learner."""
+
+    learner: Learner
+    theta: Theta
+    info: LearnerInfo
+
+    @staticmethod
+    def load(path: Path, device: str) -> Model:
+        return Model(*load_learner(path, device))
+
+    @property
+    def adapts(self) -> str:
+        """Which parameters its inner loop moves: all, or those whose names start with this."""
+        row = META_LEARNERS.get(self.info.meta_learner)
+        return (row.adapts or "") if row else ""
+
+
+def _as_given(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> MetaTest:
+    return params
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How a meta-trained learner solves episodes."""
+    """How a learner solves episodes."""
 
-    predict: Predict  # -> labels (n_episodes, n_way * n_query); calls back with episodes done
+    # -> labels (n_episodes, n_way * n_query); calls back with episodes done
+    predict: Callable[[Model, RealEpisodes, MetaTest, Done], Tensor]
+    protocol: Callable[[MetaTest], str]  # steps, learning rate, BatchNorm mode, in words
     chosen_by: str  # the adaptation whose meta-validation accuracy chooses the snapshot
+    # What is left to choose on meta-validation before meta-test: -> params with the choice.
+    tune: Callable[[Model, RealEpisodes, MetaTest, Done], MetaTest] = field(default=_as_given)
 
 
-def _one_step(
-    learner: Learner,
-    theta: Theta,
-    episodes: RealEpisodes,
-    params: MetaTest,
-    done: Callable[[int], None],
-) -> Tensor:
-    rows = []
-    for i, episode in enumerate(episodes):
-        rows.append(one_step.predict(learner, theta, episode, params.one_step, params.batch_norm))
-        done(i + 1)
-    return torch.stack(rows)
-
-
-def _nearest_class_mean(
-    learner: Learner,
-    theta: Theta,
-    episodes: RealEpisodes,
-    params: MetaTest,
-    done: Callable[[int], None],
-) -> Tensor:
+def _one_step(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
     rows = []
     for i, episode in enumerate(episodes):
         rows.append(
-            nearest_class_mean.predict(
-                learner, theta, episode, params.nearest_class_mean, params.batch_norm
+            one_step.predict(
+                model.learner,
+                model.theta,
+                episode,
+                params.one_step,
+                params.batch_norm,
+                model.adapts,
             )
         )
         done(i + 1)
     return torch.stack(rows)
 
 
-def _icfil(
-    learner: Learner,
-    theta: Theta,
-    episodes: RealEpisodes,
-    params: MetaTest,
-    done: Callable[[int], None],
+def _features(
+    model: Model, episodes: RealEpisodes, params: MetaTest, done: Done
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (e, s, d) and (e, q, d) of the unadapted learner, and support labels (s,)."""
+    support, query = [], []
+    for i, episode in enumerate(episodes):
+        with torch.no_grad():
+            s, q = one_step.outputs(model.learner, model.theta, episode, params.batch_norm)
+        support.append(s.features)
+        query.append(q.features)
+        labels = episode.support_y
+        done(i + 1)
+    return torch.stack(support), torch.stack(query), labels
+
+
+def _nearest_class_mean(
+    model: Model, episodes: RealEpisodes, params: MetaTest, done: Done
 ) -> Tensor:
+    support, query, _ = _features(model, episodes, params, done)
+    metric = params.nearest_class_mean.metric
+    if model.info.meta_learner == "protonet":
+        metric = "euclidean"  # that of its training (Snell et al., 2017)
+    return nearest_class_mean.nearest(support, query, model.info.n_way, metric)
+
+
+def _linear_probe(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
+    support, query, labels = _features(model, episodes, params, done)
+    return probe(support, labels, query, params.linear_probe)
+
+
+def _icfil(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
     support, query = [], []
     for i, episode in enumerate(episodes):
         stream = generator(0, "meta_test", "icfil", i)  # as the episodes: the same for every seed
         features = icfil.calibrated_features(
-            learner, theta, episode, params.one_step, params.icfil, params.batch_norm, stream
+            model.learner,
+            model.theta,
+            episode,
+            params.one_step,
+            params.icfil,
+            params.batch_norm,
+            stream,
         )
         support.append(features.support)
         query.append(features.query)
@@ -83,9 +131,44 @@ def _icfil(
     )
 
 
+def _tune_steps(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> MetaTest:
+    found = tuned_steps.choose(
+        model.learner,
+        model.theta,
+        episodes.first(params.tuned_steps.n_episodes),
+        params.tuned_steps,
+        params.batch_norm,
+        done,
+    )
+    return params.model_copy(update={"one_step": found})
+
+
+def _inner_loop(params: MetaTest) -> str:
+    own = params.one_step
+    steps = "1 step" if own.inner_steps == 1 else f"{own.inner_steps} steps"
+    return f"{steps}, lr {own.inner_lr:g}, {params.batch_norm}"
+
+
+def _icfil_protocol(params: MetaTest) -> str:
+    own = params.icfil
+    head = f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}"
+    return f"{_inner_loop(params)}; calibration lr {own.calibration_lr:g}; {head}"
+
+
+def _metric(params: MetaTest) -> str:
+    return f"no step, {params.nearest_class_mean.metric}, {params.batch_norm}"
+
+
+def _probe_protocol(params: MetaTest) -> str:
+    own = params.linear_probe
+    return f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}, {params.batch_norm}"
+
+
 ADAPTATIONS = {
-    "one_step": Adaptation(_one_step, "one_step"),
+    "one_step": Adaptation(_one_step, _inner_loop, chosen_by="one_step"),
+    "tuned_steps": Adaptation(_one_step, _inner_loop, chosen_by="one_step", tune=_tune_steps),
     # ICFIL works on top of the one-step learner, so that one's snapshot is taken.
-    "icfil": Adaptation(_icfil, "one_step"),
-    "nearest_class_mean": Adaptation(_nearest_class_mean, "nearest_class_mean"),
+    "icfil": Adaptation(_icfil, _icfil_protocol, chosen_by="one_step"),
+    "nearest_class_mean": Adaptation(_nearest_class_mean, _metric, chosen_by="nearest_class_mean"),
+    "linear_probe": Adaptation(_linear_probe, _probe_protocol, chosen_by="nearest_class_mean"),
 }

@@ -3,52 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stages.common.architectures import channels_last
-from stages.common.dataset import ClassImages, Split
+from stages.common.dataset import ClassImages, Split, View
 from stages.common.episodes import Episode, EpisodeIndex, build_episode, sample_index
 from stages.common.seeds import generator
 
 
-def fixed_indices(
-    data: ClassImages, split: Split, n_episodes: int, n_way: int, n_shot: int, n_query: int
-) -> list[EpisodeIndex]:
+class Task(NamedTuple):
+    """One episode of one data set."""
+
+    data: int  # position in the list of data sets
+    episode: EpisodeIndex
+
+
+def fixed_tasks(
+    data: Sequence[ClassImages],
+    split: Split,
+    n_episodes: int,
+    n_way: int,
+    n_shot: int,
+    n_query: int,
+) -> list[Task]:
     """The same episodes for every method, adaptation, budget *and seed* of a cell.
 
     So methods are compared on equal tasks, and the spread over seeds is the spread of training.
+    Several data sets (MH) take turns, each with the first of the episodes it has alone.
 
-    Raises ValueError if the split has too few classes or images.
+    Raises ValueError if a split has too few classes or images.
     """
-    sizes = [len(images) for images in data.images]
-    return [
-        sample_index(
-            sizes, n_way, n_shot, n_query, generator(0, "meta_test", data.dataset, split, i)
-        )
-        for i in range(n_episodes)
-    ]
+    tasks = []
+    for i in range(n_episodes):
+        which = i % len(data)
+        stream = generator(0, "meta_test", data[which].dataset, split, i // len(data))
+        sizes = [len(images) for images in data[which].images]
+        tasks.append(Task(which, sample_index(sizes, n_way, n_shot, n_query, stream)))
+    return tasks
 
 
 class RealEpisodes:
-    """The episodes of `indices`, built one at a time: 600 of them need not fit into memory."""
+    """The episodes of `tasks` as a network of `view` sees them.
 
-    def __init__(self, data: ClassImages, indices: Sequence[EpisodeIndex], device: str) -> None:
-        self._data, self._indices, self._device = data, indices, device
+    They are built one at a time: 600 of them need not fit into memory.
+    """
+
+    def __init__(
+        self, data: Sequence[ClassImages], tasks: Sequence[Task], view: View, device: str
+    ) -> None:
+        self._data, self._tasks, self._view, self._device = data, tasks, view, device
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._tasks)
 
     def __iter__(self) -> Iterator[Episode]:
-        for index in self._indices:
-            yield build_episode(index, self._fetch)
+        for task in self._tasks:
+            images = self._data[task.data].images
 
-    def _fetch(self, class_position: int, positions: Tensor) -> Tensor:
-        pixels = self._data.images[class_position][positions].to(self._device)
-        return channels_last(self._data.normalisation.apply(pixels))
+            def fetch(position: int, chosen: Tensor, images: list[Tensor] = images) -> Tensor:
+                return channels_last(self._view.of(images[position][chosen].to(self._device)))
+
+            yield build_episode(task.episode, fetch)
+
+    def first(self, n: int) -> RealEpisodes:
+        return RealEpisodes(self._data, self._tasks[:n], self._view, self._device)
 
 
-def accuracies(predictions: Tensor, query_y: Tensor) -> Tensor:
-    """Percent of right predictions (n_episodes, n), per episode: (n_episodes,) float64."""
-    return 100 * (predictions == query_y).to(torch.float64).mean(1)
+def query_labels(tasks: Sequence[Task], device: str) -> Tensor:
+    """(n_way * n_query,), the same for every episode: images are grouped by label."""
+    n_way, n_query = tasks[0].episode.query.shape
+    return torch.arange(n_way, device=device).repeat_interleave(n_query)
+
+
+def right(predictions: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """Which of the predictions (n_episodes, n_way * n_query) are right: bool, on the CPU."""
+    return (predictions == query_labels(tasks, str(predictions.device))).cpu()
+
+
+def class_accuracy(
+    share: Tensor, tasks: Sequence[Task], data: Sequence[ClassImages]
+) -> dict[str, float]:
+    """Accuracy in percent on the queries of every class that occurs, over all episodes.
+
+    `share`: (n_episodes, n_way * n_query), 1 where a prediction is right (or a mean of such).
+    """
+    n_way = len(tasks[0].episode.classes)
+    found: dict[str, list[Tensor]] = {}
+    for task, row in zip(tasks, share.unflatten(1, (n_way, -1)).mean(2), strict=True):
+        for position, accuracy in zip(task.episode.classes.tolist(), row, strict=True):
+            found.setdefault(data[task.data].class_names[position], []).append(accuracy)
+    return {name: round(100 * float(torch.stack(found[name]).mean()), 2) for name in sorted(found)}

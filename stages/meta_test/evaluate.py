@@ -8,135 +8,178 @@ episodes exactly once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from torch import Tensor
 
 from stages.common.dataset import ClassImages
-from stages.common.episodes import EpisodeIndex
-from stages.common.learner import load_learner
 from stages.common.pool import Teacher
+from stages.interface.errors import BadInput
 from stages.interface.progress import Reporter
-from stages.meta_test.adaptations import ADAPTATIONS
-from stages.meta_test.episodes import RealEpisodes, accuracies
-from stages.meta_test.params import MetaTest
-from stages.meta_test.pool_features import predict_by_pool
+from stages.meta_test.adaptations import ADAPTATIONS, Adaptation, Model
+from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, right
+from stages.meta_test.params import SUITS, MetaTest
+from stages.meta_test.pool_features import predict_by_pool, protocol
 
-Table = dict[str, Tensor]  # accuracies in percent, (n_episodes,), by name of the row
+Selection = list[dict[str, float]]  # a row a snapshot: iteration, accuracy (percent) by chooser
 
 
-def select(
-    snapshots: Sequence[Path],
-    data: ClassImages,
-    indices: Sequence[EpisodeIndex],
-    params: MetaTest,
-    device: str,
-) -> pd.DataFrame:
-    """Meta-validation accuracy of every snapshot, one row each, one column an adaptation.
+@dataclass(frozen=True)
+class Tasks:
+    """Data sets and fixed episodes of one class split."""
 
-    Only adaptations that choose snapshots are evaluated.
+    data: Sequence[ClassImages]
+    tasks: Sequence[Task]
+
+    def seen_by(self, model: Model, device: str) -> RealEpisodes:
+        return RealEpisodes(self.data, self.tasks, model.info.view, device)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of predicting, judged on meta-test."""
+
+    share: Tensor  # (n_episodes, n_way * n_query): 1 where right; a mean of such over teachers
+    protocol: str
+    snapshot: int | None = None  # iteration of the chosen learner
+    val_accuracy: float | None = None  # percent, of what chose it
+
+    def summary(self) -> dict[str, Any]:
+        """Mean, 95 % interval 1.96 s / sqrt(n) and standard deviation s over episodes, percent."""
+        correct = self.share.double().sum(1)
+        accuracy = 100 * correct / self.share.shape[1]
+        n = len(accuracy)
+        std = float(accuracy.std()) if n > 1 else 0.0
+        content: dict[str, Any] = {
+            "accuracy": round(float(accuracy.mean()), 4),
+            "ci95": round(1.96 * std / math.sqrt(n), 4),
+            "std": round(std, 4),
+            "protocol": self.protocol,
+            "correct": [round(c, 3) if c % 1 else int(c) for c in correct.tolist()],
+        }
+        if self.snapshot is not None:
+            content["snapshot"] = self.snapshot
+        if self.val_accuracy is not None:
+            content["val_accuracy"] = round(self.val_accuracy, 4)
+        return content
+
+
+def adaptations_of(meta_learner: str) -> dict[str, Adaptation]:
+    """Those that make sense for a learner of this kind."""
+    return {name: row for name, row in ADAPTATIONS.items() if meta_learner in SUITS[name]}
+
+
+def load_snapshots(folder: Path, device: str) -> list[Model]:
+    """All snapshots of a learner, by iteration.
+
+    Raises BadInput if there are none, or if they are not of one learner.
     """
-    choosers = sorted({adaptation.chosen_by for adaptation in ADAPTATIONS.values()})
-    episodes = RealEpisodes(data, indices, device)
-    rows: list[dict[str, float]] = []
-    with Reporter("meta-validation", len(snapshots) * len(choosers)) as report:
-        for path in snapshots:
-            learner, theta, info = load_learner(path, device)
-            row: dict[str, float] = {"iteration": info.iteration}
+    paths = sorted((folder / "snapshots").glob("*.safetensors"))
+    if not paths:
+        raise BadInput(f"{folder}: no snapshots/*.safetensors; run meta_train first")
+    models = [Model.load(path, device) for path in paths]
+    first = models[0].info
+    for path, model in zip(paths, models, strict=True):
+        for field in ("architecture", "n_way", "image_size", "method", "meta_learner"):
+            found, expected = getattr(model.info, field), getattr(first, field)
+            if found != expected:
+                raise BadInput(
+                    f"{path}: its {field} is {found!r}, that of {paths[0].name} {expected!r}:"
+                    " not snapshots of one learner"
+                )
+    return models
+
+
+def select(models: Sequence[Model], val: Tasks, params: MetaTest, device: str) -> Selection:
+    """Meta-validation accuracy of every snapshot by the adaptations that choose snapshots."""
+    rows = adaptations_of(models[0].info.meta_learner)
+    choosers = sorted({adaptation.chosen_by for adaptation in rows.values()})
+    selection: Selection = []
+    with Reporter("meta-validation", len(models) * len(choosers)) as report:
+        for model in models:
+            row: dict[str, float] = {"iteration": model.info.iteration}
             for name in choosers:
-                labels = ADAPTATIONS[name].predict(learner, theta, episodes, params, _silent)
-                row[name] = float(accuracies(labels, _query_labels(indices, device)).mean())
-                report(len(rows) * len(choosers) + len(row) - 1, **{name: row[name]})
-            rows.append(row)
-    return pd.DataFrame(rows)
+                labels = ADAPTATIONS[name].predict(
+                    model, val.seen_by(model, device), params, _silent
+                )
+                row[name] = round(100 * float(right(labels, val.tasks).double().mean()), 4)
+                report(len(selection) * len(choosers) + len(row) - 1, **{name: row[name]})
+            selection.append(row)
+    return selection
 
 
-def chosen(selection: pd.DataFrame, adaptation: str) -> int:
-    """Position of an adaptation's snapshot: best on meta-validation, the earliest of equals."""
-    return int(selection[ADAPTATIONS[adaptation].chosen_by].to_numpy().argmax())
+def chosen(selection: Selection, by: str) -> int:
+    """Position of the best snapshot on meta-validation, the earliest of equals."""
+    accuracies = [row[by] for row in selection]
+    return accuracies.index(max(accuracies))
 
 
 def judge_learner(
-    snapshots: Sequence[Path],
-    selection: pd.DataFrame,
-    data: ClassImages,
-    indices: Sequence[EpisodeIndex],
+    models: Sequence[Model],
+    selection: Selection,
+    val: Tasks,
+    test: Tasks,
     params: MetaTest,
     device: str,
-) -> Table:
-    """Meta-test accuracy per episode of every adaptation, each with its own chosen snapshot."""
-    episodes = RealEpisodes(data, indices, device)
-    table = {}
-    for name, adaptation in ADAPTATIONS.items():
-        learner, theta, _ = load_learner(snapshots[chosen(selection, name)], device)
-        with Reporter(name, len(episodes)) as report:
-            labels = adaptation.predict(learner, theta, episodes, params, report)
-        table[name] = accuracies(labels, _query_labels(indices, device)).cpu()
-    return table
+) -> dict[str, Row]:
+    """Every suitable adaptation on meta-test, each with its own chosen snapshot."""
+    rows = {}
+    for name, adaptation in adaptations_of(models[0].info.meta_learner).items():
+        position = chosen(selection, adaptation.chosen_by)
+        model = models[position]
+        with Reporter(f"{name} (choice)", params.tuned_steps.n_episodes) as report:
+            own = adaptation.tune(model, val.seen_by(model, device), params, report)
+        with Reporter(name, len(test.tasks)) as report:
+            labels = adaptation.predict(model, test.seen_by(model, device), own, report)
+        rows[name] = Row(
+            right(labels, test.tasks),
+            adaptation.protocol(own),
+            model.info.iteration,
+            selection[position][adaptation.chosen_by],
+        )
+    return rows
+
+
+def curve(
+    models: Sequence[Model], test: Tasks, params: MetaTest, device: str
+) -> list[dict[str, float]]:
+    """Meta-test accuracy of every snapshot by its first adaptation, after the fact (figure 4).
+
+    On the first `curve_episodes` tasks. Everything has been chosen before; nothing is by this.
+    """
+    if len(models) < 2 or not params.curve_episodes:
+        return []
+    adaptation = next(iter(adaptations_of(models[0].info.meta_learner).values()))
+    tasks = test.tasks[: params.curve_episodes]
+    points = []
+    with Reporter("curve", len(models)) as report:
+        for model in models:
+            episodes = RealEpisodes(test.data, tasks, model.info.view, device)
+            labels = adaptation.predict(model, episodes, params, _silent)
+            found = Row(right(labels, tasks), "").summary()
+            point = {"iteration": model.info.iteration}
+            points.append(point | {key: found[key] for key in ("accuracy", "ci95")})
+            report(len(points), accuracy=found["accuracy"])
+    return points
 
 
 def judge_pool(
-    pool: Sequence[Teacher],
-    data: ClassImages,
-    indices: Sequence[EpisodeIndex],
-    params: MetaTest,
-    device: str,
-) -> Table:
-    """Meta-test accuracy per episode by the pool's features: all, the mean teacher, each one."""
+    pool: Sequence[Teacher], test: Tasks, params: MetaTest, device: str
+) -> dict[str, Row]:
+    """The pool's own rows on meta-test; those of single teachers are the mean over them."""
+    rows = {}
     with Reporter("pool features", len(pool)) as report:
-        together, each = predict_by_pool(
-            pool, data, indices, params.nearest_class_mean.metric, device, report
-        )
-    labels = _query_labels(indices, device)
-    teachers = {
-        f"teacher_{i:02d}": accuracies(predicted, labels).cpu() for i, predicted in enumerate(each)
-    }
-    return {
-        "pool_features": accuracies(together, labels).cpu(),
-        "single_teacher": torch.stack(list(teachers.values())).mean(0),
-        **teachers,
-    }
+        for name, labels in predict_by_pool(pool, test.data, test.tasks, params, device, report):
+            share = right(labels, test.tasks).float()
+            rows[name] = Row(share.mean(0) if share.dim() == 3 else share, protocol(name, params))
+    return rows
 
 
-def summary(accuracy: Tensor) -> dict[str, float | int]:
-    """Mean, 95 % interval 1.96 s / sqrt(n) and standard deviation s over episodes, in percent."""
-    n = len(accuracy)
-    std = float(accuracy.std()) if n > 1 else 0.0
-    return {
-        "accuracy": round(float(accuracy.mean()), 4),
-        "ci95": round(1.96 * std / math.sqrt(n), 4),
-        "std": round(std, 4),
-        "n_episodes": n,
-    }
-
-
-def metrics(
-    table: Mapping[str, Tensor], selection: pd.DataFrame, batch_norm: str
-) -> dict[str, dict[str, Any]]:
-    """Per row: its summary, its BatchNorm mode, and which snapshot was judged, how it was chosen.
-
-    `batch_norm` is the learners' mode; teachers use their running statistics, so are inductive.
-    """
-    content: dict[str, dict[str, Any]] = {}
-    for name, accuracy in table.items():
-        if name.startswith("teacher_"):
-            continue
-        content[name] = {**summary(accuracy), "batch_norm": "inductive"}
-        if name in ADAPTATIONS:
-            content[name]["batch_norm"] = batch_norm
-            row = selection.iloc[chosen(selection, name)]
-            content[name]["snapshot"] = int(row["iteration"])
-            content[name]["val_accuracy"] = round(float(row[ADAPTATIONS[name].chosen_by]), 4)
-    return content
-
-
-def _query_labels(indices: Sequence[EpisodeIndex], device: str) -> Tensor:
-    n_way, n_query = indices[0].query.shape
-    return torch.arange(n_way, device=device).repeat_interleave(n_query)
+def class_accuracies(rows: dict[str, Row], test: Tasks) -> dict[str, dict[str, float]]:
+    return {n: class_accuracy(row.share.float(), test.tasks, test.data) for n, row in rows.items()}
 
 
 def _silent(done: int) -> None:

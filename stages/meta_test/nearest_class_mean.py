@@ -12,21 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common.episodes import Episode
-from stages.common.learner import Learner, Theta
-from stages.meta_test.one_step import outputs
-from stages.meta_test.params import NearestClassMean
-
-
-def predict(
-    learner: Learner, theta: Theta, episode: Episode, params: NearestClassMean, batch_norm: str
-) -> Tensor:
-    """Episode labels (n_way * n_query,) of the query images, from the learner's features."""
-    with torch.no_grad():
-        support, query = outputs(learner, theta, episode, batch_norm)
-    n_way = int(episode.support_y[-1]) + 1
-    return nearest(support.features, query.features, n_way, params.metric)
-
 
 def nearest(support: Tensor, query: Tensor, n_way: int, metric: str) -> Tensor:
     """Labels of query features (..., n_way * n_query, d), given support (..., n_way * n_shot, d).

@@ -15,9 +15,14 @@ from stages.meta_test.params import OneStep
 
 
 def predict(
-    learner: Learner, theta: Theta, episode: Episode, params: OneStep, batch_norm: str
+    learner: Learner,
+    theta: Theta,
+    episode: Episode,
+    params: OneStep,
+    batch_norm: str,
+    part: str = "",
 ) -> Tensor:
-    """Episode labels (n_way * n_query,) of the query images."""
+    """Episode labels (n_way * n_query,) of the query images; `part` as in `adapt`."""
     adapted = adapt(
         learner,
         theta,
@@ -25,6 +30,7 @@ def predict(
         episode.support_y,
         params.inner_lr,
         params.inner_steps,
+        part,
     )
     with torch.no_grad():
         _, query = outputs(learner, adapted, episode, batch_norm)

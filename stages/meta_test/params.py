@@ -8,6 +8,24 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.common.params import InversionWeights, Section
 
+_ALL = frozenset({"maml", "anil", "protonet", "none"})
+# The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
+# one that was trained to adapt has its inner loop, one that was not ("none") may be tuned.
+SUITS = {
+    "one_step": frozenset({"maml", "anil", "none"}),
+    "tuned_steps": frozenset({"none"}),
+    "icfil": frozenset({"maml"}),
+    "nearest_class_mean": _ALL,
+    "linear_probe": _ALL,
+}
+POOL_ROWS = (
+    "single_teacher",
+    "pool_features",
+    "pool_log_probabilities",
+    "single_teacher_probe",
+    "pool_probe",
+)
+
 
 class OneStep(Section):
     inner_lr: PositiveFloat
@@ -33,12 +51,36 @@ class NearestClassMean(Section):
     metric: Literal["cosine", "euclidean"]
 
 
+class LinearProbe(Section):
+    head_steps: PositiveInt
+    head_lr: PositiveFloat
+
+
+class TunedSteps(Section):
+    """The candidates, and the meta-validation episodes that choose among them."""
+
+    n_episodes: PositiveInt
+    max_steps: PositiveInt
+    lr_low: PositiveFloat
+    lr_high: PositiveFloat
+    n_lrs: PositiveInt
+
+
+class Pool(Section):
+    precision: Literal["float32", "bfloat16"]
+
+
 class MetaTest(Section):
     n_episodes: PositiveInt
     batch_norm: Literal["transductive", "inductive"]
     one_step: OneStep
     icfil: Icfil
     nearest_class_mean: NearestClassMean
+    linear_probe: LinearProbe
+    tuned_steps: TunedSteps
+    pool: Pool
+    curve_episodes: NonNegativeInt
+    similarity_images: PositiveInt
 
 
 class MetaTestBudget(Section):

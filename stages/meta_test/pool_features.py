@@ -1,14 +1,15 @@
-"""The pool itself as a learner: nearest class mean on the teachers' features (METHODS 4).
+"""The pool itself as a learner (METHODS 4): its features, or its log-probabilities.
 
-No meta-training, no gradient: what the pool's own features give is the bar for every method that
-distils them into one network.
+No meta-training: what the pool's own features give is the bar for every method that distils them
+into one network.
 
 Shapes: n images, d_i features of teacher i; e episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,56 +17,107 @@ from torch import Tensor
 
 from stages.common.architectures import channels_last
 from stages.common.dataset import ClassImages
-from stages.common.episodes import EpisodeIndex
 from stages.common.pool import Teacher
+from stages.meta_test.episodes import Task
+from stages.meta_test.linear_probe import CHUNK, probe
 from stages.meta_test.nearest_class_mean import nearest
+from stages.meta_test.params import MetaTest
 
 BATCH = 100
 
-
-def features(teacher: Teacher, data: ClassImages, device: str) -> list[Tensor]:
-    """Unit-length features (n_c, d) of every image of every class c, BatchNorm in eval mode."""
-    blocks = []
-    with torch.inference_mode():
-        for images in data.images:
-            rows = []
-            for batch in images.split(BATCH):
-                x = channels_last(teacher.info.normalisation.apply(batch.to(device)))
-                rows.append(F.normalize(teacher.net(x).features, dim=1))
-            blocks.append(torch.cat(rows))
-    return blocks
+Blocks = list[list[Tensor]]  # per data set, per class: (n_c, d)
 
 
-def predictions(blocks: Sequence[Tensor], indices: Sequence[EpisodeIndex], metric: str) -> Tensor:
-    """Labels (e, n_way * n_query) by nearest class mean, from the features of each class."""
-    rows = []
-    for index in indices:
-        n_way = len(index.classes)
-        classes = index.classes.tolist()
-        support = torch.cat([blocks[c][index.support[i]] for i, c in enumerate(classes)])
-        query = torch.cat([blocks[c][index.query[i]] for i, c in enumerate(classes)])
-        rows.append(nearest(support, query, n_way, metric))
-    return torch.stack(rows)
+class Seen(NamedTuple):
+    """What a teacher makes of every image."""
+
+    features: Blocks  # unit length
+    log_probabilities: Blocks
+
+
+def seen_by(teacher: Teacher, data: Sequence[ClassImages], precision: str, device: str) -> Seen:
+    """The teacher on all images, at its own size and normalisation, BatchNorm in eval mode."""
+    seen = Seen([], [])
+    half = precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half):
+        for part in data:
+            features, log_probabilities = [], []
+            for images in part.images:
+                outputs = [
+                    teacher.net(channels_last(teacher.info.view.of(batch.to(device))))
+                    for batch in images.split(BATCH)
+                ]
+                z = torch.cat([output.features for output in outputs]).float()
+                logits = torch.cat([output.logits for output in outputs]).float()
+                features.append(F.normalize(z, dim=1))
+                log_probabilities.append(logits.log_softmax(1))
+            seen.features.append(features)
+            seen.log_probabilities.append(log_probabilities)
+    return seen
+
+
+def side_by_side(blocks: Sequence[Blocks]) -> Blocks:
+    """All teachers' blocks as one: each teacher's features have unit length, none speaks louder."""
+    return [
+        [torch.cat(parts, 1) for parts in zip(*classes, strict=True)]
+        for classes in zip(*blocks, strict=True)
+    ]
 
 
 def predict_by_pool(
     pool: Sequence[Teacher],
-    data: ClassImages,
-    indices: Sequence[EpisodeIndex],
-    metric: str,
+    data: Sequence[ClassImages],
+    tasks: Sequence[Task],
+    params: MetaTest,
     device: str,
     done: Callable[[int], None],
-) -> tuple[Tensor, list[Tensor]]:
-    """Labels (e, n_way * n_query): by all teachers' features side by side, and by each teacher's.
-
-    Side by side, each teacher's features have unit length: no teacher speaks louder.
-    """
-    per_teacher = []
+) -> Iterator[tuple[str, Tensor]]:
+    """Rows of the pool, labels (e, n_way * n_query); of single teachers (t, e, n_way * n_query)."""
+    seen = []
     for i, teacher in enumerate(pool):
-        per_teacher.append(features(teacher, data, device))
+        seen.append(seen_by(teacher, data, params.pool.precision, device))
         done(i + 1)
-    together = [torch.cat(parts, 1) for parts in zip(*per_teacher, strict=True)]
-    return (
-        predictions(together, indices, metric),
-        [predictions(blocks, indices, metric) for blocks in per_teacher],
-    )
+    metric = params.nearest_class_mean.metric
+    each = [one.features for one in seen]
+    together = side_by_side(each)
+    yield "single_teacher", torch.stack([_by_means(b, tasks, metric) for b in each])
+    yield "pool_features", _by_means(together, tasks, metric)
+    words = side_by_side([one.log_probabilities for one in seen])
+    yield "pool_log_probabilities", _by_means(words, tasks, metric)
+    yield "single_teacher_probe", torch.stack([_by_probe(b, tasks, params) for b in each])
+    yield "pool_probe", _by_probe(together, tasks, params)
+
+
+def protocol(row: str, params: MetaTest) -> str:
+    """In words; teachers normalise with their running statistics, so are inductive."""
+    if row.endswith("probe"):
+        own = params.linear_probe
+        return f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}, inductive"
+    return f"no step, {params.nearest_class_mean.metric}, inductive"
+
+
+def _by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:
+    n_way = len(tasks[0].episode.classes)
+    return torch.cat([nearest(s, q, n_way, metric) for s, q in _gathered(blocks, tasks)])
+
+
+def _by_probe(blocks: Blocks, tasks: Sequence[Task], params: MetaTest) -> Tensor:
+    n_way, n_shot = tasks[0].episode.support.shape
+    rows = []
+    for support, query in _gathered(blocks, tasks):
+        labels = torch.arange(n_way, device=support.device).repeat_interleave(n_shot)
+        rows.append(probe(support, labels, query, params.linear_probe))
+    return torch.cat(rows)
+
+
+def _gathered(blocks: Blocks, tasks: Sequence[Task]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Support (c, s, d) and query (c, q, d) features, a chunk of c episodes at a time."""
+    for start in range(0, len(tasks), CHUNK):
+        support, query = [], []
+        for task in tasks[start : start + CHUNK]:
+            classes = [blocks[task.data][c] for c in task.episode.classes.tolist()]
+            pairs = zip(classes, task.episode.support, task.episode.query, strict=True)
+            chosen = [(block[s], block[q]) for block, s, q in pairs]
+            support.append(torch.cat([s for s, _ in chosen]))
+            query.append(torch.cat([q for _, q in chosen]))
+        yield torch.stack(support), torch.stack(query)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,15 +10,20 @@ import typer
 
 from stages.interface import params
 from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
-from stages.meta_train.methods import METHODS
+from stages.meta_train.methods import METHODS, Setting
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.common.loop import Run
+    from stages.common.pool import Teacher
 
 PARAMS = (
     "seed",
     "device",
     "n_query",
+    "learner",
+    "scenarios.{scenario}",
     "meta_train.{family}",
     "meta_train.{method}",
     "budgets.{budget}.meta_train",
@@ -32,6 +36,7 @@ app = typer.Typer(add_completion=False)
 @refuses_bad_input
 def meta_train(
     pool: Annotated[Path, typer.Option(help="The pool folder to learn from.")],
+    scenario: Annotated[str, typer.Option(help="A key of `scenarios` in params.yaml.")],
     n_way: Annotated[int, typer.Option(min=2, help="Classes of an episode.")],
     n_shot: Annotated[int, typer.Option(min=1, help="Support images per class.")],
     method: Annotated[str, typer.Option(help="How to meta-train: " + ", ".join(METHODS) + ".")],
@@ -43,70 +48,64 @@ def meta_train(
         raise BadInput(
             f"method = {method!r}: allowed: {', '.join(METHODS)}" + did_you_mean(method, METHODS)
         )
-    family = METHODS[method].family
-    given = params.read(PARAMS, family=family, method=method, budget=budget)
+    row = METHODS[method]
+    cell = {"scenario": scenario, "family": row.family, "method": method, "budget": budget}
+    given = params.read(PARAMS, **cell)
 
-    from stages.common.files import save_table, save_tensors, written_whole
-    from stages.common.learner import LearnerInfo
+    from stages.common.learner import learner_view
     from stages.common.pool import MANIFEST, load_pool
+    from stages.common.training import train_and_save
     from stages.interface.device import resolve
-    from stages.interface.provenance import Stopwatch, save_provenance
-    from stages.interface.work import work_folder
-    from stages.meta_train.loop import meta_train as train
-    from stages.meta_train.picture import save_picture
 
     device = resolve(given["device"])
     teachers = load_pool(pool, device)
     n_classes = sum(len(teacher.info.class_ids) for teacher in teachers)
     if n_way > n_classes:
         raise BadInput(f"n_way = {n_way}: the teachers of {pool} know only {n_classes} classes")
-    files = [pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)]
     length = given["budgets.{budget}.meta_train"]
-    shape = {"n_way": n_way, "n_shot": n_shot, "n_query": given["n_query"]}
-    with work_folder("meta_train", [given, shape, method, device], files, out) as folder:
-        watch = Stopwatch(folder)
-        run = METHODS[method].start(
-            teachers,
-            given["meta_train.{family}"],
-            given["meta_train.{method}"],
-            budget=length,
-            seed=given["seed"],
-            device=device,
-            **shape,
-        )
-        first = teachers[0].info
-        info = LearnerInfo(
-            architecture=run.architecture,
-            n_way=n_way,
-            image_size=first.image_size,
-            mean=first.mean,
-            std=first.std,
-            method=method,
-            iteration=0,
-        )
-        try:
-            history = train(run, folder, info, length, saved=watch.save)
-        finally:
-            watch.save()
-        tensors: dict[str, Tensor] = {}
-        for i, (images, labels) in enumerate(run.synthetic()):
-            tensors |= {f"teacher-{i:02d}.images": images, f"teacher-{i:02d}.labels": labels}
-        with written_whole(out) as temporary:
-            shutil.copytree(folder / "snapshots", temporary / "snapshots")
-            save_table(temporary / "history.parquet", history)
-            save_picture(temporary / "synthetic.png", run.synthetic(), teachers)
-            save_tensors(
-                temporary / "synthetic.safetensors",
-                tensors,
-                {"teachers": [asdict(teacher.info) for teacher in teachers]},
-            )
-        save_provenance(
-            out.with_name(f"{out.name}.provenance.json"),
-            watch.seconds,
-            device,
-            seed=given["seed"],
-            iterations_per_second=round(length.n_iterations / watch.seconds, 2),
-        )
-    typer.echo(
-        f"{out}: {length.n_iterations} iterations of {method} in {watch.seconds / 60:.1f} minutes"
+    setting = Setting(
+        architecture=given["learner"].architecture,
+        view=learner_view([teacher.info for teacher in teachers], given["learner"].image_size),
+        scenario=given["scenarios.{scenario}"],
+        budget=length,
+        n_way=n_way,
+        n_shot=n_shot,
+        n_query=given["n_query"],
+        seed=given["seed"],
+        device=device,
     )
+    sections = (given["meta_train.{family}"], given["meta_train.{method}"])
+    n_iterations = length.n_iterations if row.trains else 0
+    minutes = train_and_save(
+        "meta_train",
+        method,
+        lambda: row.start(teachers, *sections, setting),
+        out,
+        inputs=[given, n_shot],
+        files=[pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)],
+        view=setting.view,
+        n_way=n_way,
+        n_iterations=n_iterations,
+        n_snapshots=length.n_snapshots,
+        seed=given["seed"],
+        device=device,
+        also=lambda folder, run: _save_synthetic(folder, run, teachers),
+    )
+    typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")
+
+
+def _save_synthetic(folder: Path, run: Run, teachers: list[Teacher]) -> None:
+    """synthetic.safetensors and synthetic.png, of methods that have synthetic images."""
+    from stages.common.files import save_tensors
+    from stages.meta_train.picture import save_picture
+
+    synthetic = run.synthetic()
+    if not synthetic:
+        return
+    teachers = teachers[: len(synthetic)]
+    tensors: dict[str, Tensor] = {}
+    for i, (images, labels) in enumerate(synthetic):
+        tensors |= {f"teacher-{i:02d}.images": images, f"teacher-{i:02d}.labels": labels}
+    infos = {"teachers": [asdict(teacher.info) for teacher in teachers]}
+    save_tensors(folder / "synthetic.safetensors", tensors, infos)
+    save_picture(folder / "synthetic.png", synthetic, teachers)

@@ -1,60 +1,103 @@
 """The methods of meta-training: a new one is a module, its section of params.yaml, and a row.
 
-A method starts a `Run` from the pool and its own parameters; `loop.meta_train` steps it, keeps its
-snapshots and history, and resumes it. The loop and the command know no method.
+A method starts a `Run` (stages/common/loop.py) from the pool and its own parameters; the loop and
+the command know no method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from stages.common.params import Scenario
+from stages.meta_train.params import MetaTrainBudget
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from stages.common.dataset import View
+    from stages.common.loop import Run
     from stages.common.pool import Teacher
 
-Records = dict[str, list[float]]  # the history so far, by column
 
-
-class Run(Protocol):
-    """A meta-training run between two iterations."""
+@dataclass(frozen=True)
+class Setting:
+    """What every method is told besides the pool and its own parameters."""
 
     architecture: str  # of the learner
-
-    def step(self, t: int) -> dict[str, float]:
-        """Iteration t, from 0; what the history records of it, the same names every time."""
-
-    def progress(self, records: Records) -> dict[str, float | str]:
-        """What the line of progress says."""
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The learner's parameters."""
-
-    def synthetic(self) -> list[tuple[Tensor, Tensor]]:
-        """Images (n_i, 3, h_i, w_i) grouped by label, and labels (n_i,), of every teacher."""
-
-    def state(self) -> dict[str, Tensor]:
-        """All that later steps depend on."""
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from a `state`."""
+    view: View  # how the learner sees images
+    scenario: Scenario
+    budget: MetaTrainBudget
+    n_way: int
+    n_shot: int
+    n_query: int
+    seed: int
+    device: str
 
 
 @dataclass(frozen=True)
 class Method:
     family: str  # section of meta_train with what related methods share
-    start: Callable[..., Run]  # (pool, its family's and its own section, budget=..., ...)
+    start: Callable[[Sequence[Teacher], Any, Any, Setting], Run]  # (pool, family's section, own)
+    trains: bool = True  # False: the learner is there from the start, no iterations
+    mixes: bool = False  # the teachers' parameters, so they must be of one architecture
 
 
-def _episode_inversion(pool: Sequence[Teacher], *sections: Any, **settings: Any) -> Run:
+def _episode_inversion(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
     from stages.meta_train.episode_inversion import EpisodeInversionRun
 
-    return EpisodeInversionRun(pool, *sections, **settings)
+    return EpisodeInversionRun(pool, shared, own, setting)
+
+
+def _random(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+    from stages.common.loop import Fixed
+    from stages.meta_train.starts import drawn
+
+    return Fixed(setting.architecture, drawn(setting))
+
+
+def _average(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+    from stages.common.loop import Fixed
+    from stages.meta_train.starts import average
+
+    return Fixed(setting.architecture, average(pool, setting))
+
+
+def _ota(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+    from stages.common.loop import Fixed
+    from stages.meta_train.starts import ota
+
+    return Fixed(setting.architecture, ota(pool, setting))
+
+
+def _dro(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+    from stages.meta_train.dro import DroRun
+    from stages.meta_train.starts import require_equal
+
+    require_equal(pool, setting, "dro")
+    return DroRun(
+        pool,
+        setting.architecture,
+        own,
+        n_way=setting.n_way,
+        image_size=setting.view.image_size,
+        seed=setting.seed,
+        device=setting.device,
+    )
 
 
 METHODS = {
+    "random": Method("fixed", _random, trains=False),
+    "average": Method("fixed", _average, trains=False, mixes=True),
+    "ota": Method("fixed", _ota, trains=False, mixes=True),
+    "dro": Method("fixed", _dro, mixes=True),
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),
+    # Rows of the sensitivity tables (7: lambda, 8: pool size).
+    "eci_lambda2": Method("episode_inversion", _episode_inversion),
+    "eci_lambda05": Method("episode_inversion", _episode_inversion),
+    "eci_pool2": Method("episode_inversion", _episode_inversion),
+    "eci_pool6": Method("episode_inversion", _episode_inversion),
+    # Other learners on the episodes of EI.
+    "protonet": Method("episode_inversion", _episode_inversion),
+    "anil": Method("episode_inversion", _episode_inversion),
 }

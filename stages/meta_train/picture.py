@@ -6,33 +6,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stages.common.files import written_whole
 from stages.common.pool import Teacher
 
-ROWS, COLUMNS = 20, 10  # classes, and images of each, that are shown
-ZOOM = 2  # screen pixels per image pixel
+ROWS, COLUMNS = 10, 10  # classes of a panel, and images of each
+IMAGE = 64  # screen pixels of an image's side
+MARGIN = 16  # between panels, and for their titles
 
 
 def save_picture(
     path: Path, synthetic: Sequence[tuple[Tensor, Tensor]], pool: Sequence[Teacher]
 ) -> None:
-    """PNG with `COLUMNS` images of each of the first `ROWS` classes, clamped to valid pixels.
+    """PNG with a panel for each form of teacher in the pool (architecture, data set), side by side.
 
-    `synthetic`: images (n_i, 3, h_i, w_i) and labels (n_i,) of each teacher of the pool; only
-    teachers with the first one's image size are shown.
+    A panel shows `COLUMNS` images of each of the form's first `ROWS` classes, clamped to valid
+    pixels. `synthetic`: images (n_i, 3, h_i, w_i) and labels (n_i,) of each teacher of the pool.
     """
-    size = pool[0].info.image_size
-    strips: list[Tensor] = []
+    panels: dict[str, list[Image.Image]] = {}
     for (images, labels), teacher in zip(synthetic, pool, strict=True):
-        if teacher.info.image_size == size:
-            pixels = teacher.info.normalisation.invert(images.cpu())
-            for label in labels.unique():
-                strips.append(torch.cat(list(pixels[labels.cpu() == label.cpu()][:COLUMNS]), 1))
-    picture = Image.fromarray(torch.cat(strips[:ROWS]).numpy())
+        info = teacher.info
+        strips = panels.setdefault(f"{info.architecture}, {info.dataset}", [])
+        pixels = info.normalisation.invert(images.cpu())
+        for label in labels.unique()[: ROWS - len(strips)]:
+            strip = torch.cat(list(pixels[labels.cpu() == label.cpu()][:COLUMNS]), 1)
+            width = strip.shape[1] * IMAGE // info.image_size
+            row = Image.fromarray(strip.numpy())
+            strips.append(row.resize((width, IMAGE), Image.Resampling.NEAREST))
+    widths = [max(row.width for row in strips) for strips in panels.values()]
+    height = MARGIN + IMAGE * max(len(strips) for strips in panels.values())
+    whole = Image.new("RGB", (sum(widths) + MARGIN * (len(widths) - 1), height), "white")
+    left = 0
+    for (title, strips), width in zip(panels.items(), widths, strict=True):
+        ImageDraw.Draw(whole).text((left, 2), title, fill="black")
+        for i, row in enumerate(strips):
+            whole.paste(row, (left, MARGIN + i * IMAGE))
+        left += width + MARGIN
     with written_whole(path) as temporary:
-        picture.resize(
-            (picture.width * ZOOM, picture.height * ZOOM), Image.Resampling.NEAREST
-        ).save(temporary, format="PNG")
+        whole.save(temporary, format="PNG")

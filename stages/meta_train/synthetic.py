@@ -1,7 +1,7 @@
 """The dynamic dataset: synthetic images of every class of every teacher (PURER, section 4.2).
 
-Shapes: teacher i has k_i classes with n_per_class images each, in the teacher's own normalised
-input space, never clamped (METHODS 1.1).
+Shapes: teacher i has k_i classes with n_per_class images each, in the teacher's own size and
+normalised input space, never clamped (METHODS 1.1). Episodes show them as the learner sees images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.common.architectures import channels_last
+from stages.common.dataset import View
 from stages.common.episodes import Episode, build_episode, sample_index
 from stages.common.pool import Teacher
 
@@ -20,11 +21,18 @@ class DynamicDataset:
     """`images[i]`: (k_i * n_per_class, 3, h_i, w_i), grouped by class; `labels[i]` likewise."""
 
     def __init__(
-        self, pool: Sequence[Teacher], n_per_class: int, generator: torch.Generator, device: str
+        self,
+        pool: Sequence[Teacher],
+        n_per_class: int,
+        view: View,
+        generator: torch.Generator,
+        device: str,
     ) -> None:
         self.n_per_class = n_per_class
         self.images: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self._view = view
+        self._normalisations = [teacher.info.normalisation for teacher in pool]
         self._classes: list[tuple[int, int]] = []  # (teacher, its label) of each pseudo class
         for i, teacher in enumerate(pool):
             k, size = len(teacher.info.class_ids), teacher.info.image_size
@@ -49,7 +57,8 @@ class DynamicDataset:
             teacher, label = self._classes[pseudo_class]
             images = self.images[teacher]
             images = images.detach() if detach else images
-            return images[(label * self.n_per_class + positions).to(images.device)]
+            chosen = images[(label * self.n_per_class + positions).to(images.device)]
+            return self._view.of_another(chosen, self._normalisations[teacher])
 
         episode = build_episode(index, fetch)
         return episode._replace(

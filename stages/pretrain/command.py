@@ -11,7 +11,7 @@ import typer
 from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 
-PARAMS = ("seed", "device", "pretrain", "budgets.{budget}.pretrain")
+PARAMS = ("seed", "device", "pretrain", "scenarios.{scenario}", "budgets.{budget}.pretrain")
 
 app = typer.Typer(add_completion=False)
 
@@ -20,41 +20,40 @@ app = typer.Typer(add_completion=False)
 @refuses_bad_input
 def pretrain(
     data: Annotated[
-        Path, typer.Option(help="Canonical data set; its meta-train classes are used.")
+        list[Path],
+        typer.Option(help="Canonical data set, its meta-train classes are used; twice: a pair."),
     ],
+    scenario: Annotated[str, typer.Option(help="A key of `scenarios` in params.yaml.")],
     n_way: Annotated[int, typer.Option(min=2, help="Classes of a teacher.")],
     budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
     out: Annotated[Path, typer.Option(help="The pool folder to write.")],
 ) -> None:
     """Train a pool of classifiers, each on its own few meta-train classes."""
-    given = params.read(PARAMS, budget=budget)
-    from stages.common.dataset import load_split
+    given = params.read(PARAMS, scenario=scenario, budget=budget)
+    from stages.common.dataset import load_splits
     from stages.common.files import written_whole
     from stages.interface.device import resolve
     from stages.interface.provenance import Stopwatch, save_provenance
     from stages.interface.work import work_folder
-    from stages.pretrain.pool import train_pool
+    from stages.pretrain.pool import plan_pool, train_pool
 
     device = resolve(given["device"])
-    images = load_split(data, "train")
-    if n_way > len(images.class_ids):
-        raise BadInput(
-            f"n_way = {n_way}: {data} has only {len(images.class_ids)} meta-train classes"
-        )
-    epochs = given["budgets.{budget}.pretrain"].epochs
-    with work_folder("pretrain", [given, n_way, device], [data], out) as folder:
+    sets = load_splits(data, "train")
+    for images in sets:
+        if n_way > len(images.class_ids):
+            raise BadInput(
+                f"n_way = {n_way}: {images.dataset} has only {len(images.class_ids)} meta-train"
+                " classes"
+            )
+    settings, length = given["pretrain"], given["budgets.{budget}.pretrain"]
+    architectures = given["scenarios.{scenario}"].names
+    lessons = plan_pool(sets, architectures, n_way, settings.pool_size, given["seed"])
+    with work_folder("pretrain", [given, n_way, device], data, out) as folder:
         watch = Stopwatch(folder)
         teachers = folder / "pool"
         try:
             infos = train_pool(
-                teachers,
-                images,
-                given["pretrain"],
-                n_way,
-                epochs,
-                given["seed"],
-                device,
-                saved=watch.save,
+                teachers, lessons, settings, length, n_way, given["seed"], device, watch.save
             )
         finally:
             watch.save()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from stages.common.params import Architecture, Section
+from stages.common.params import Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -28,10 +28,8 @@ class Optimizers(Section):
 
 
 class Pretrain(Section):
-    architecture: Architecture
     pool_size: Literal["auto"] | PositiveInt  # "auto": every meta-train class taught once
     train_fraction: Fraction
-    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm has no variance of one image
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
@@ -39,4 +37,9 @@ class Pretrain(Section):
 
 
 class PretrainBudget(Section):
-    epochs: PositiveInt
+    epochs: PositiveInt  # of a Conv4
+    resnet_epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]  # BatchNorm has no variance of one image
+
+    def epochs_of(self, architecture: str) -> int:
+        return self.resnet_epochs if architecture.startswith("resnet") else self.epochs

@@ -1,11 +1,11 @@
-"""Which teacher learns which classes, and the training of them all."""
+"""Which teacher learns what, and the training of them all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -13,35 +13,70 @@ from stages.common.dataset import ClassImages
 from stages.common.pool import TeacherInfo, load_info, save_manifest, save_teacher
 from stages.common.seeds import generator
 from stages.interface.progress import Reporter
-from stages.pretrain.params import Pretrain
+from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.pretrain.teacher import train_teacher
 
 
+class Lesson(NamedTuple):
+    """What one teacher is and learns."""
+
+    architecture: str
+    data: ClassImages
+    classes: list[int]  # positions in the data set's list of classes
+
+
+def plan_pool(
+    data: Sequence[ClassImages],
+    architectures: Sequence[str],
+    n_way: int,
+    pool_size: int | Literal["auto"],
+    seed: int,
+) -> list[Lesson]:
+    """Architecture and data set of each teacher are drawn (SH, MH), its classes dealt.
+
+    "auto" is as many teachers as cover the classes of the largest data set once.
+    """
+    needed = max(math.ceil(len(d.class_ids) / n_way) for d in data)
+    n_teachers = needed if pool_size == "auto" else pool_size
+    decks = [
+        iter(teacher_classes(len(d.class_ids), n_way, n_teachers, seed, d.dataset)) for d in data
+    ]
+
+    def draw(purpose: str, n: int, index: int) -> int:
+        return int(torch.randint(n, (), generator=generator(seed, "pretrain", purpose, index)))
+
+    lessons = []
+    for i in range(n_teachers):
+        architecture = architectures[draw("architecture", len(architectures), i)]
+        which = draw("data set", len(data), i)
+        lessons.append(Lesson(architecture, data[which], next(decks[which])))
+    return lessons
+
+
 def teacher_classes(
-    n_classes: int, n_way: int, pool_size: int | Literal["auto"], seed: int
+    n_classes: int, n_way: int, n_teachers: int, seed: int, dataset: str
 ) -> list[list[int]]:
-    """Positions of the classes of each teacher.
+    """Positions of the classes of each teacher of one data set.
 
     The classes are dealt out n_way at a time in random order; the last teacher takes what is left
     (64 classes, 5-way: 13 teachers, the last with 4). A pool of more teachers deals again, with
     another order, so that classes repeat only when all have been taught.
     """
     per_round = math.ceil(n_classes / n_way)
-    size = per_round if pool_size == "auto" else pool_size
     hands: list[list[int]] = []
-    for deal in range(math.ceil(size / per_round)):
-        stream = generator(seed, "pretrain", "classes", deal)
+    for deal in range(math.ceil(n_teachers / per_round)):
+        stream = generator(seed, "pretrain", "classes", dataset, deal)
         order = torch.randperm(n_classes, generator=stream).tolist()
         hands += [order[i : i + n_way] for i in range(0, n_classes, n_way)]
-    return hands[:size]
+    return hands[:n_teachers]
 
 
 def train_pool(
     folder: Path,
-    data: ClassImages,
+    lessons: Sequence[Lesson],
     params: Pretrain,
+    length: PretrainBudget,
     n_way: int,
-    epochs: int,
     seed: int,
     device: str,
     saved: Callable[[], None] = lambda: None,
@@ -51,53 +86,47 @@ def train_pool(
     Interrupted and called again, it goes on with the first unfinished teacher; every teacher has
     random streams of its own, so the pool is the same bytes. `saved` is called after each.
     """
-    hands = teacher_classes(len(data.class_ids), n_way, params.pool_size, seed)
-    infos = []
-    with Reporter("pretrain", len(hands) * epochs) as report:
-        for index, hand in enumerate(hands):
+    infos: list[TeacherInfo] = []
+    with Reporter("pretrain", len(lessons)) as report:
+        for index, lesson in enumerate(lessons):
             path = folder / f"teacher-{index:02d}.safetensors"
             if not path.exists():
-                _train_one(path, data, hand, params, n_way, epochs, seed, index, device, report)
+
+                def say(epoch: int, loss: float, accuracy: float) -> None:
+                    state = {"epoch": float(epoch), "loss": loss, "val_accuracy": accuracy}
+                    report(len(infos), teacher=len(infos) + 1.0, **state)
+
+                _train_one(path, lesson, params, length, n_way, seed, index, device, say)
                 saved()
             infos.append(load_info(path))
-            report((index + 1) * epochs, teacher=f"{index + 1}/{len(hands)}")
+            report(index + 1, architecture=lesson.architecture)
     save_manifest(folder, infos)
     return infos
 
 
 def _train_one(
     path: Path,
-    data: ClassImages,
-    classes: list[int],
+    lesson: Lesson,
     params: Pretrain,
+    length: PretrainBudget,
     n_way: int,
-    epochs: int,
     seed: int,
     index: int,
     device: str,
-    report: Reporter,
+    report: Callable[[int, float, float], None],
 ) -> None:
-    images = [data.normalisation.apply(data.images[c]) for c in classes]
+    data = lesson.data
+    images = [data.normalisation.apply(data.images[c]) for c in lesson.classes]
     trained = train_teacher(
-        images,
-        n_way,
-        params.architecture,
-        params,
-        epochs,
-        seed,
-        index,
-        device,
-        lambda epoch, loss, accuracy: report(
-            index * epochs + epoch, teacher=index + 1.0, loss=loss, val_accuracy=accuracy
-        ),
+        images, n_way, lesson.architecture, params, length, seed, index, device, report
     )
     info = TeacherInfo(
         file=path.name,
-        architecture=params.architecture,
+        architecture=lesson.architecture,
         n_outputs=n_way,
         dataset=data.dataset,
-        class_ids=tuple(data.class_ids[c] for c in classes),
-        class_names=tuple(data.class_names[c] for c in classes),
+        class_ids=tuple(data.class_ids[c] for c in lesson.classes),
+        class_names=tuple(data.class_names[c] for c in lesson.classes),
         image_size=data.image_size,
         mean=data.normalisation.mean,
         std=data.normalisation.std,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stages.common.architectures import build
 from stages.common.seeds import derive
-from stages.pretrain.params import Optimizer, Pretrain
+from stages.pretrain.params import Optimizer, Pretrain, PretrainBudget
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def train_teacher(
     n_outputs: int,
     architecture: str,
     params: Pretrain,
-    epochs: int,
+    length: PretrainBudget,
     seed: int,
     index: int,
     device: str,
@@ -69,12 +69,13 @@ def train_teacher(
     net = build(architecture, n_outputs, train_x.shape[-1], generator=stream("initialisation"))
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(net, getattr(params.optimizers, architecture))
+    epochs = length.epochs_of(architecture)
     milestones = [max(1, int(epochs * part)) for part in (1 / 2, 2 / 3, 5 / 6)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, params.lr_decay)
     batches = stream("batches")
     best = TrainedTeacher({}, -1, -1.0, sum(p.numel() for p in net.parameters()))
     for epoch in range(epochs):
-        loss = _train_epoch(net, optimizer, train_x, train_y, params, batches)
+        loss = _train_epoch(net, optimizer, train_x, train_y, params, length.batch_size, batches)
         schedule.step()
         accuracy = evaluate(net, val_x, val_y)
         if accuracy > best.val_accuracy:
@@ -101,13 +102,14 @@ def _train_epoch(
     x: Tensor,
     y: Tensor,
     params: Pretrain,
+    batch_size: int,
     generator: torch.Generator,
 ) -> float:
     """One pass over the images in random order; the mean loss."""
     net.train()
     losses = []
     order = torch.randperm(len(x), generator=generator).to(x.device)
-    for batch in order.split(params.batch_size):
+    for batch in order.split(batch_size):
         if len(batch) == 1:
             continue  # BatchNorm has no variance of one image
         optimizer.zero_grad()

@@ -15,18 +15,17 @@ from rich.console import Console
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WORTH_IT = 200  # iterations from which compilation pays for itself
+WORTH_IT = 800  # calls of a compiled function from which its compilation pays for itself
 
 
-def compiler(
-    wish: str, n_iterations: int, device: str
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def compiler(wish: str, n_calls: int, device: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """`torch.compile` or the identity, for `wish` in auto, never, always.
 
-    The answer depends on the run's length and the machine, not on how much is left to do: a
-    resumed run computes what an uninterrupted one does.
+    `n_calls`: how often the whole run will call the function. So the answer depends on the run's
+    length and the machine, not on how much is left: a resumed run computes what an uninterrupted
+    one does.
     """
-    if wish == "never" or (wish == "auto" and n_iterations < WORTH_IT):
+    if wish == "never" or (wish == "auto" and n_calls < WORTH_IT):
         return lambda function: function
     try:
         torch.compile(_probe)(torch.ones(2, device=device))

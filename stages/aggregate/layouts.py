@@ -1,0 +1,171 @@
+"""Which rows stand in which table: the paper's tables 1 to 8, and every row that there is.
+
+A layout is blocks of lines, a block a task as in the paper, with a group of columns a number of
+shots. Average, OTA and DRO do not exist in SH and MH, whose teachers differ in architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stages.aggregate.cells import Cell, by_task, cell_key
+from stages.aggregate.names import PURER, SCENARIOS, data_name, method_name, row_name, row_order
+
+
+@dataclass(frozen=True)
+class Line:
+    method: str
+    adaptation: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines of one task."""
+
+    scenario: str
+    datasets: tuple[str, ...]  # the first one is the task's name
+    n_way: int
+    lines: tuple[Line, ...]
+
+    @property
+    def heading(self) -> str:
+        return data_name(self.datasets, self.n_way)
+
+    def key(self, n_shot: int, method: str) -> str:
+        return cell_key(self.scenario, self.datasets[0], self.n_way, n_shot, method)
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+    shots: tuple[int, ...] = (1, 5)
+
+
+def cells_of(layout: Layout) -> set[str]:
+    """Keys of the cells that the layout shows."""
+    return {
+        block.key(shot, line.method)
+        for block in layout.blocks
+        for line in block.lines
+        for shot in layout.shots
+    }
+
+
+def _line(method: str, adaptation: str = "one_step", label: str | None = None) -> Line:
+    return Line(method, adaptation, label or method_name(method))
+
+
+_OURS = Line(*PURER, "PURER (ECI + ICFIL)")
+_BASELINES = (*(_line(name) for name in ("random", "average", "ota", "dro")), _OURS)
+_RANDOM = (_line("random"), _OURS)
+_COMPONENTS = (
+    _line("ei"),
+    _line("eci", label="EI + curriculum (ECI)"),
+    _line("ei", "icfil", "EI + ICFIL"),
+    Line(*PURER, "ECI + ICFIL (PURER)"),
+)
+_CEILINGS = (
+    _line("maml_dagger"),
+    _line("real_maml", label="MAML on all images"),
+    _line("real_protonet", "nearest_class_mean", "Prototypical network on all images"),
+    _OURS,
+)
+_LAMBDAS = (
+    Line(*PURER, "λ = 10 (PURER)"),
+    _line("eci_lambda2", "icfil", "λ = 2"),
+    _line("eci_lambda05", "icfil", "λ = 0.5"),
+)
+_POOLS = (
+    _line("eci_pool2", "icfil", "2 teachers"),
+    _line("eci_pool6", "icfil", "6 teachers"),
+    Line(*PURER, "13 teachers (PURER)"),
+)
+
+
+def _both(scenario: str, n_way: int, lines: tuple[Line, ...]) -> tuple[Block, ...]:
+    return tuple(Block(scenario, (name,), n_way, lines) for name in ("cifar_fs", "mini_imagenet"))
+
+
+def _cifar(lines: tuple[Line, ...], n_way: int = 5) -> Block:
+    return Block("ss", ("cifar_fs",), n_way, lines)
+
+
+PAPER = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            "table_1", "Table 1. SS: one data set, one architecture", _both("ss", 5, _BASELINES)
+        ),
+        Layout("table_2", "Table 2. SH: different architectures", _both("sh", 5, _RANDOM)),
+        Layout(
+            "table_3",
+            "Table 3. MH: different data sets and architectures",
+            (Block("mh", ("cifar_fs", "mini_imagenet"), 5, _RANDOM),),
+        ),
+        Layout(
+            "table_4",
+            "Table 4. The parts of PURER, SS (the paper: MiniImageNet only)",
+            _both("ss", 5, _COMPONENTS),
+        ),
+        Layout("table_5", "Table 5. SS, 10-way", _both("ss", 10, _BASELINES)),
+        Layout(
+            "table_6",
+            "Table 6. Against meta-learning with data, SS (MAML† as in the paper, and ceilings)",
+            (_cifar(_CEILINGS), _cifar(_CEILINGS, n_way=10)),
+        ),
+        Layout("table_7", "Table 7. The curriculum's weight λ, SS", (_cifar(_LAMBDAS),)),
+        Layout("table_8", "Table 8. The number of teachers, SS", (_cifar(_POOLS),)),
+    )
+}
+
+# What a task is expected to have, so that it says "not run" where it has not: the first rows.
+_ANYWHERE = {
+    "pool": ("pool_features",),
+    "random": ("one_step",),
+    "ei": ("one_step", "icfil"),
+    "eci": ("one_step", "icfil"),
+    "protonet": ("nearest_class_mean",),
+    "anil": ("one_step",),
+}
+_EXPECTED = {
+    "sh": _ANYWHERE,
+    "mh": _ANYWHERE,
+    "ss": _ANYWHERE
+    | dict.fromkeys(("average", "ota", "dro", "maml_dagger", "real_maml"), ("one_step",))
+    | {"real_protonet": ("nearest_class_mean",)},
+}
+
+
+def every_row(cells: Iterable[Cell]) -> list[Layout]:
+    """One layout a task of `cells`: all methods and rows, also those that the papers leave out."""
+    return [
+        Layout(
+            f"every_row-{scenario}-{dataset}-{n_way}way",
+            f"Every row. {scenario.upper()}: {SCENARIOS.get(scenario, scenario)},"
+            f" {data_name(found[0].datasets, n_way)}",
+            (_block(found, _EXPECTED.get(scenario, _ANYWHERE)),),
+            tuple(sorted({cell.n_shot for cell in found} | {1, 5})),
+        )
+        for (scenario, dataset, n_way), found in by_task(cells).items()
+    ]
+
+
+def selected(cells: Sequence[Cell]) -> Layout:
+    """The rows of the selected cell, between those of its pool."""
+    first = cells[0]
+    block = _block(cells, {})
+    title = f"The selected cell. {first.scenario.upper()}, {block.heading}"
+    return Layout("selected", title, (block,), (first.n_shot,))
+
+
+def _block(cells: Sequence[Cell], expected: dict[str, tuple[str, ...]]) -> Block:
+    rows = {(cell.method, row) for cell in cells for row in cell.rows}
+    run = {cell.method for cell in cells}
+    rows |= {(name, row) for name in expected.keys() - run for row in expected[name]}
+    lines = tuple(Line(*row, row_name(*row)) for row in sorted(rows, key=lambda r: row_order(*r)))
+    scenario, _, n_way = cells[0].task
+    return Block(scenario, tuple(cells[0].datasets), n_way, lines)

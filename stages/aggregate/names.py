@@ -1,0 +1,84 @@
+"""What methods, rows and data sets are called in print, and the order in which they stand.
+
+A name that no table here knows is printed as it is: a new method needs no change to be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+PURER = ("eci", "icfil")  # the paper's full method, with which every row is compared
+
+# In the order of print; methods not named here follow, then those that see real data.
+METHODS = {
+    "pool": "Pool",
+    "random": "Random",
+    "average": "Average",
+    "ota": "OTA",
+    "dro": "DRO",
+    "ei": "EI",
+    "eci": "ECI",
+    "eci_lambda2": "ECI (λ = 2)",
+    "eci_lambda05": "ECI (λ = 0.5)",
+    "eci_pool2": "ECI (2 teachers)",
+    "eci_pool6": "ECI (6 teachers)",
+    "protonet": "Prototypical network on ECI's episodes",
+    "anil": "ANIL on ECI's episodes",
+}
+DATA_BASED = {
+    "maml_dagger": "MAML†",
+    "real_maml": "MAML",
+    "real_protonet": "Prototypical network",
+}
+ADAPTATIONS = {
+    "single_teacher": "one teacher (mean over them), nearest class mean",
+    "pool_features": "all teachers' features, nearest class mean",
+    "pool_log_probabilities": "all teachers' log-probabilities, nearest class mean",
+    "single_teacher_probe": "one teacher (mean over them), linear probe",
+    "pool_probe": "all teachers' features, linear probe",
+    "one_step": "one step",
+    "tuned_steps": "tuned steps",
+    "icfil": "ICFIL",
+    "nearest_class_mean": "nearest class mean",
+    "linear_probe": "linear probe",
+}
+DATASETS = {"cifar_fs": "CIFAR-FS", "mini_imagenet": "MiniImageNet"}
+SCENARIOS = {
+    "ss": "one data set, one architecture",
+    "sh": "one data set, different architectures",
+    "mh": "different data sets and architectures",
+}
+
+
+def method_name(method: str) -> str:
+    return {**METHODS, **DATA_BASED}.get(method, method)
+
+
+def row_name(method: str, adaptation: str) -> str:
+    """E.g. 'ECI + ICFIL (PURER)', 'Pool: all teachers' features, nearest class mean'."""
+    link = ": " if method == "pool" else " + "
+    name = method_name(method) + link + ADAPTATIONS.get(adaptation, adaptation)
+    return f"{name} (PURER)" if (method, adaptation) == PURER else name
+
+
+def data_name(datasets: Sequence[str], n_way: int) -> str:
+    """E.g. 'CIFAR-FS and MiniImageNet, 5-way'."""
+    return f"{' and '.join(DATASETS.get(name, name) for name in datasets)}, {n_way}-way"
+
+
+def row_order(method: str, adaptation: str = "") -> tuple[bool, int, str, int, str]:
+    """Sorts rows into the order of print."""
+    known = {**METHODS, **DATA_BASED}
+    return (
+        method in DATA_BASED,
+        place(known, method),
+        method,
+        place(ADAPTATIONS, adaptation),
+        adaptation,
+    )
+
+
+def place(order: Iterable[str], name: str) -> int:
+    """Position of `name` in `order`; behind all if it is not there."""
+    names = list(order)
+    return names.index(name) if name in names else len(names)

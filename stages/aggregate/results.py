@@ -1,0 +1,179 @@
+"""The long table of results: one row a cell and way of predicting, over all its seeds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from stages.aggregate.cells import Cell, cell_key, print_order
+from stages.aggregate.names import PURER, row_order
+from stages.interface.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+Episodes = NDArray[np.float64]  # accuracy of every episode in percent, of shape (n_episodes,)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracies and differences in percent; None: there is no such number."""
+
+    key: str
+    scenario: str
+    dataset: str
+    n_way: int
+    n_shot: int
+    method: str
+    adaptation: str
+    budget: str
+    accuracy: float
+    ci95: float  # over episodes
+    n_episodes: int
+    protocol: str
+    data_used: str
+    published: float | None
+    published_ci95: float | None
+    difference: float | None  # this row minus PURER, paired by episode and seed
+    difference_ci95: float | None
+    n_seeds: int
+    seed_std: float | None  # over seeds
+    seed: str
+    commit: str
+    hardware: str
+    minutes: float  # of all stages, the pool's too; mean over seeds
+
+
+def results(cells: Iterable[Cell]) -> list[Result]:
+    """One result per key and row, in the order of print.
+
+    With several seeds, accuracy is the mean over them and its interval that of the per-episode
+    means. Raises BadInput if cells of one task were not run on the same episodes.
+    """
+    seeds = _by_key(cells)
+    return [
+        _result(found, row, seeds)
+        for found in sorted(seeds.values(), key=lambda found: print_order(found[0]))
+        for row in sorted(
+            {row for cell in found for row in cell.rows},
+            key=lambda row: row_order(found[0].method, row),
+        )
+    ]
+
+
+def frame(rows: Sequence[Result]) -> pd.DataFrame:
+    """The long table, with all its columns even if it is empty."""
+    import pandas as pd
+
+    kinds = {"str": "string", "int": "int64", "float": "float64", "float | None": "float64"}
+    table = pd.DataFrame([asdict(row) for row in rows], columns=[f.name for f in fields(Result)])
+    return table.astype({field.name: kinds[str(field.type)] for field in fields(Result)})
+
+
+def interval(values: Episodes) -> float:
+    """Half the 95 % interval of the mean, 1.96 s / sqrt(n)."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return 1.96 * spread / math.sqrt(len(values))
+
+
+def paired_difference(
+    ours: Mapping[int, Episodes], reference: Mapping[int, Episodes]
+) -> tuple[float, float] | None:
+    """Mean over episodes of (ours - reference) and its interval, over the seeds that both have.
+
+    The episodes are the same, so the interval is far narrower than that of either.
+    """
+    both = sorted(ours.keys() & reference.keys())
+    if not both:
+        return None
+    difference = np.mean([ours[seed] - reference[seed] for seed in both], axis=0)
+    return float(difference.mean()), interval(difference)
+
+
+def published(key: str, adaptation: str) -> tuple[float, float | None] | None:
+    """The paper's accuracy and interval for a row of ours, if it has one."""
+    return _published().get((key, adaptation))
+
+
+@functools.cache
+def _published() -> dict[tuple[str, str], tuple[float, float | None]]:
+    entries: list[dict[str, Any]] = YAML(typ="safe").load(PUBLISHED)
+    names = ("scenario", "dataset", "n_way", "n_shot", "method")
+    return {
+        (cell_key(*(entry[name] for name in names)), entry["adaptation"]): (
+            entry["accuracy"],
+            entry["ci95"],
+        )
+        for entry in entries
+    }
+
+
+def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """The cells of each key, by seed."""
+    groups = defaultdict(list)
+    episodes: dict[str, Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        groups[cell.key].append(cell)
+        first = episodes.setdefault(cell_key(*cell.task, cell.n_shot, ""), cell)
+        for name in ("n_episodes", "n_query"):
+            if getattr(cell, name) != getattr(first, name):
+                raise BadInput(
+                    f"{cell.key} (seed {cell.seed}): {name} = {getattr(cell, name)}, but"
+                    f" {getattr(first, name)} in {first.key} (seed {first.seed}): allowed is one"
+                    " number for all cells of a task, which are compared episode by episode"
+                )
+    return groups
+
+
+def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]) -> Result:
+    found = [cell for cell in found if row in cell.rows]
+    first = found[0]
+    ours = {cell.seed: cell.percent(row) for cell in found}
+    method, adaptation = PURER
+    purer = seeds.get(cell_key(*first.task, first.n_shot, method), ())
+    reference = {c.seed: c.percent(adaptation) for c in purer if adaptation in c.rows}
+    of_seeds = [float(values.mean()) for values in ours.values()]
+    episodes = np.mean(list(ours.values()), axis=0)
+    paper, paper_ci95 = published(first.key, row) or (None, None)
+    difference, difference_ci95 = paired_difference(ours, reference) or (None, None)
+    runs = [run for cell in found for run in cell.provenance]
+    return Result(
+        key=first.key,
+        scenario=first.scenario,
+        dataset=first.dataset,
+        n_way=first.n_way,
+        n_shot=first.n_shot,
+        method=first.method,
+        adaptation=row,
+        budget=first.budget,
+        accuracy=float(episodes.mean()),
+        ci95=interval(episodes),
+        n_episodes=first.n_episodes,
+        protocol=_all(cell.rows[row].protocol for cell in found),
+        data_used=_all(cell.data_used for cell in found),
+        published=paper,
+        published_ci95=paper_ci95,
+        difference=difference,
+        difference_ci95=difference_ci95,
+        n_seeds=len(found),
+        seed_std=float(np.std(of_seeds, ddof=1)) if len(found) > 1 else None,
+        seed=_all(str(cell.seed) for cell in found),
+        commit=_all(run.commit for run in runs),
+        hardware=_all(run.hardware for run in runs),
+        minutes=round(sum(run.minutes for run in runs) / len(found), 2),
+    )
+
+
+def _all(values: Iterable[str]) -> str:
+    """The different ones among `values`."""
+    return " / ".join(dict.fromkeys(values))

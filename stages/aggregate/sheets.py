@@ -1,0 +1,215 @@
+"""A layout filled with results: the words and numbers of a table, before Markdown or HTML."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.aggregate.cells import Cell
+from stages.aggregate.layouts import Block, Layout, Line, cells_of
+from stages.aggregate.names import ADAPTATIONS, DATA_BASED, PURER, method_name
+from stages.aggregate.results import Result, published
+
+NO_DATA = "none"  # a cell's data_used if it is data-free
+NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
+LONG = 12  # rows; the notes of a longer table name kinds of rows
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one group of columns."""
+
+    ours: str
+    published: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class SheetLine:
+    heading: str  # its block's: data set and n_way
+    label: str
+    entries: tuple[Entry, ...]  # one a number of shots
+    is_purer: bool
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence and, if it introduces some, its items."""
+
+    text: str
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    name: str
+    title: str
+    shots: tuple[int, ...]
+    lines: tuple[SheetLine, ...]
+    notes: tuple[Note, ...]
+    cells: tuple[Cell, ...]  # those shown, for their provenance
+    results: tuple[Result, ...]  # those shown
+
+    @property
+    def headings(self) -> list[str]:
+        return list(dict.fromkeys(line.heading for line in self.lines))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A result and what its row is called in this table."""
+
+    label: str
+    heading: str
+    result: Result
+
+    @property
+    def place(self) -> str:
+        return f"{self.heading}, {self.result.n_shot}-shot"
+
+
+def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sheet:
+    """The layout with our numbers, the published ones beside them, and what to know of them."""
+    found = {(result.key, result.adaptation): result for result in results}
+    keys = cells_of(layout)
+    used = tuple(cell for cell in cells if cell.key in keys)
+    lines, shown = [], []
+    for block in layout.blocks:
+        for line in block.lines:
+            here = [found.get((block.key(n, line.method), line.adaptation)) for n in layout.shots]
+            label = _label(line, here)
+            shown += [_Shown(label, block.heading, result) for result in here if result is not None]
+            entries = _entries(block, line, layout.shots, here, {cell.key for cell in used})
+            is_purer = (line.method, line.adaptation) == PURER
+            lines.append(SheetLine(block.heading, label, entries, is_purer))
+    notes = _notes(shown, used) if shown else (Note("No cell of this table has been run."),)
+    rows = tuple(part.result for part in shown)
+    return Sheet(layout.name, layout.title, layout.shots, tuple(lines), notes, used, rows)
+
+
+def accuracy_text(result: Result) -> str:
+    """E.g. '37.43 ± 0.72', with several seeds '37.43 ± 0.72 (3 seeds: ± 0.51)'."""
+    spread = (
+        "" if result.seed_std is None else f" ({result.n_seeds} seeds: ± {result.seed_std:.2f})"
+    )
+    return f"{result.accuracy:.2f} ± {result.ci95:.2f}{spread}"
+
+
+def iterations_text(cells: Iterable[Cell]) -> str:
+    """E.g. '2,400 outer iterations'; nothing if no cell tells."""
+    lengths = sorted({cell.iterations for cell in cells} - {0})
+    if not lengths:
+        return ""
+    span = " to ".join(f"{n:,}" for n in dict.fromkeys((lengths[0], lengths[-1])))
+    return f"{span} outer iterations"
+
+
+def _label(line: Line, here: Sequence[Result | None]) -> str:
+    sees_data = line.method in DATA_BASED or any(r and r.data_used != NO_DATA for r in here)
+    return f"{line.label} (data-based)" if sees_data else line.label
+
+
+def _entries(
+    block: Block,
+    line: Line,
+    shots: Sequence[int],
+    here: Sequence[Result | None],
+    run: set[str],
+) -> tuple[Entry, ...]:
+    entries = []
+    for n_shot, result in zip(shots, here, strict=True):
+        key = block.key(n_shot, line.method)
+        paper = published(key, line.adaptation)
+        ours = NOT_RUN[key in run]
+        entries.append(
+            Entry(
+                ours if result is None else accuracy_text(result),
+                _NONE if paper is None else _with_interval(*paper),
+                _NONE if result is None else _difference_text(result),
+            )
+        )
+    return tuple(entries)
+
+
+def _difference_text(result: Result) -> str:
+    if (result.method, result.adaptation) == PURER:
+        return "reference"
+    if result.difference is None or result.difference_ci95 is None:
+        return _NONE
+    return f"{_signed(result.difference)} ± {result.difference_ci95:.2f}"
+
+
+def _with_interval(accuracy: float, ci95: float | None) -> str:
+    return f"{accuracy:.2f}" if ci95 is None else f"{accuracy:.2f} ± {ci95:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
+    episodes = sorted({part.result.n_episodes for part in shown})
+    length = iterations_text(cells)
+    notes = [
+        Note(
+            f"Budget {cells[0].budget}{f': {length} (the paper: 60,000)' if length else ''}."
+            f" Accuracy in percent over {' or '.join(map(str, episodes))} fixed meta-test episodes,"
+            " ± the 95 % interval over them (1.96 s / √n); after several seeds the mean over them,"
+            " and in brackets the standard deviation between seeds. Snapshots were chosen on"
+            " meta-validation. published: the paper's number under its own protocol, which selects"
+            " on meta-test. minus PURER: mean difference on the same episodes and seeds."
+        ),
+        _grouped(
+            "Protocol (inner steps, learning rate, BatchNorm)",
+            shown,
+            "protocol",
+            lambda row: ADAPTATIONS.get(row.adaptation, row.adaptation),
+        ),
+        _grouped(
+            "Data that training used", shown, "data_used", lambda row: method_name(row.method)
+        ),
+    ]
+    if far := _far_from_published(shown):
+        notes.append(Note("More than two combined intervals from the published value:", far))
+    return tuple(notes)
+
+
+def _grouped(
+    what: str, shown: Sequence[_Shown], column: str, coarse: Callable[[Result], str]
+) -> Note:
+    """Which rows have which value.
+
+    A long table names a kind of rows, as `coarse` does, if all of it has one value; a row with
+    several values says where it has which.
+    """
+    by_label: Mapping[str, set[str]] = defaultdict(set)
+    by_kind: Mapping[str, set[str]] = defaultdict(set)
+    for part in shown:
+        by_label[part.label].add(getattr(part.result, column))
+        by_kind[coarse(part.result)].add(getattr(part.result, column))
+    groups: Mapping[str, dict[str, None]] = defaultdict(dict)
+    for part in shown:
+        kind, where = coarse(part.result), f"{part.label} ({part.place})"
+        name = part.label if len(by_label[part.label]) == 1 else where
+        is_short = len(by_label) > LONG and len(by_kind[kind]) == 1
+        groups[getattr(part.result, column)][kind if is_short else name] = None
+    if len(groups) == 1:
+        return Note(f"{what}: {next(iter(groups))} (all rows).")
+    items = (f"{value}: {'; '.join(names)}" for value, names in groups.items())
+    return Note(f"{what}:", tuple(items))
+
+
+def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:
+    items = []
+    for part in shown:
+        result = part.result
+        if result.published is None:
+            continue
+        difference = result.accuracy - result.published
+        combined = math.hypot(result.ci95, result.published_ci95 or 0.0)
+        if abs(difference) > 2 * combined:
+            items.append(f"{part.label}, {part.place}: {_signed(difference)} ± {combined:.2f}")
+    return tuple(items)

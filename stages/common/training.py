@@ -1,0 +1,69 @@
+"""One resumable job of meta-training: from a method's `Run` to the learner's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stages.common.dataset import View
+from stages.common.files import save_table, written_whole
+from stages.common.learner import LearnerInfo
+from stages.common.loop import Run, meta_train
+from stages.interface.provenance import Stopwatch, save_provenance
+from stages.interface.work import work_folder
+
+
+def train_and_save(
+    stage: str,
+    method: str,
+    start: Callable[[], Run],
+    out: Path,
+    *,
+    inputs: Any,
+    files: list[Path],
+    view: View,
+    n_way: int,
+    n_iterations: int,
+    n_snapshots: int,
+    seed: int,
+    device: str,
+    also: Callable[[Path, Run], None] = lambda folder, run: None,
+) -> float:
+    """Start or resume the run, step it to its end, write `out` whole; minutes it took.
+
+    `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
+    `<out>.provenance.json`. `inputs` and `files` are all that decides the result: they name the
+    folder of unfinished work.
+    """
+    with work_folder(stage, [inputs, method, n_way, device], files, out) as folder:
+        watch = Stopwatch(folder)
+        run = start()
+        info = LearnerInfo(
+            architecture=run.architecture,
+            n_way=n_way,
+            image_size=view.image_size,
+            mean=view.normalisation.mean,
+            std=view.normalisation.std,
+            method=method,
+            meta_learner=run.meta_learner,
+            iteration=0,
+        )
+        try:
+            history = meta_train(run, folder, info, n_iterations, n_snapshots, saved=watch.save)
+        finally:
+            watch.save()
+        with written_whole(out) as temporary:
+            shutil.copytree(folder / "snapshots", temporary / "snapshots")
+            save_table(temporary / "history.parquet", history)
+            also(temporary, run)
+        save_provenance(
+            out.with_name(f"{out.name}.provenance.json"),
+            watch.seconds,
+            device,
+            seed=seed,
+            stage=stage,
+            iterations=n_iterations,
+        )
+        return watch.seconds / 60

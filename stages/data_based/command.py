@@ -1,0 +1,94 @@
+"""The command of the data_based stage: *real* meta-training images -> snapshots of a learner.
+
+The one kind of meta-training that sees data: MAML-dagger, the paper's control, and the ceilings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.data_based.params import DATA_BASED
+from stages.interface import params
+from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+
+PARAMS = (
+    "seed",
+    "device",
+    "n_query",
+    "learner",
+    "data_based.{method}",
+    "data_based.compile",
+    "budgets.{budget}.data_based",
+)
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@refuses_bad_input
+def data_based(
+    data: Annotated[Path, typer.Option(help="Canonical data set; its meta-train classes.")],
+    n_way: Annotated[int, typer.Option(min=2, help="Classes of an episode.")],
+    n_shot: Annotated[int, typer.Option(min=1, help="Support images per class.")],
+    method: Annotated[str, typer.Option(help="What to meta-train: " + ", ".join(DATA_BASED) + ".")],
+    budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+) -> None:
+    """Meta-train on real images: a control and the ceilings of data-free meta-learning."""
+    if method not in DATA_BASED:
+        raise BadInput(
+            f"method = {method!r}: allowed: {', '.join(DATA_BASED)}"
+            + did_you_mean(method, DATA_BASED)
+        )
+    given = params.read(PARAMS, method=method, budget=budget)
+
+    from stages.common.dataset import View, load_split
+    from stages.common.training import train_and_save
+    from stages.data_based.real import RealRun, subset
+    from stages.interface.device import resolve
+
+    device = resolve(given["device"])
+    split = load_split(data, "train")
+    own, length = given["data_based.{method}"], given["budgets.{budget}.data_based"]
+    n_images = n_shot + given["n_query"]
+    if n_way > len(split.images):
+        raise BadInput(f"n_way = {n_way}: {data} has {len(split.images)} meta-train classes")
+    if n_images > min(len(images) for images in split.images):
+        raise BadInput(
+            f"n_shot + n_query = {n_images}: a meta-train class of {data} has only"
+            f" {min(len(images) for images in split.images)} images"
+        )
+    images = split.images
+    if own.images_per_class == "dynamic":
+        images = subset(images, n_images, given["seed"])
+    view = View(split.image_size, split.normalisation)
+    minutes = train_and_save(
+        "data_based",
+        method,
+        lambda: RealRun(
+            images,
+            view,
+            given["learner"].architecture,
+            own,
+            compile_wish=given["data_based.compile"],
+            n_iterations=length.n_iterations,
+            n_way=n_way,
+            n_shot=n_shot,
+            n_query=given["n_query"],
+            seed=given["seed"],
+            device=device,
+        ),
+        out,
+        inputs=[given, n_shot],
+        files=[data],
+        view=view,
+        n_way=n_way,
+        n_iterations=length.n_iterations,
+        n_snapshots=length.n_snapshots,
+        seed=given["seed"],
+        device=device,
+    )
+    typer.echo(f"{out}: {length.n_iterations} iterations of {method} in {minutes:.1f} minutes")

@@ -1,0 +1,128 @@
+"""The cell's file: all that a table, a figure or a report needs of one evaluated learner.
+
+`reports/<budget>/seed-<seed>/<cell>.json` is in git, so tables can be made where the models are
+not. Lists are no metrics to DVC, so `dvc metrics diff` compares the accuracies alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.common.files import load_json, load_table, save_table, written_whole
+from stages.interface.errors import BadInput
+from stages.meta_test.evaluate import Row, Tasks
+
+KEY = re.compile(
+    r"(?P<scenario>[a-z]+)-(?P<dataset>\w+)-(?P<n_way>\d+)way-(?P<n_shot>\d+)shot-(?P<method>\w+)"
+)
+# Methods that saw real images; every other one saw none.
+DATA_USED = {
+    "maml_dagger": "real meta-training images (as many as the synthetic ones)",
+    "real_maml": "all real meta-training images",
+    "real_protonet": "all real meta-training images",
+}
+CURVE_POINTS = 200  # of the history that the file keeps
+
+
+def save_episodes(path: Path, rows: Mapping[str, Row], test: Tasks) -> None:
+    """A row an episode: its data set and classes, and the accuracy (percent) of every row."""
+    names = [
+        " ".join(test.data[t.data].class_names[c] for c in t.episode.classes.tolist())
+        for t in test.tasks
+    ]
+    table = {
+        "episode": range(len(test.tasks)),
+        "dataset": [test.data[t.data].dataset for t in test.tasks],
+        "classes": names,
+        **{name: 100 * row.share.double().mean(1).numpy() for name, row in rows.items()},
+    }
+    save_table(path, pd.DataFrame(table))
+
+
+def save_cell(
+    path: Path,
+    key: str,
+    rows: Mapping[str, Row],
+    content: Mapping[str, Any],
+    *,
+    n_way: int,
+    n_shot: int,
+    n_query: int,
+    seed: int,
+    budget: str,
+    datasets: list[str],
+    pool: Path,
+    learner: Path | None,
+    evaluation: Path,
+) -> None:
+    """Write the file. Raises BadInput if `key` is no cell's, or not this one's."""
+    match = KEY.fullmatch(key)
+    if match is None or (int(match["n_way"]), int(match["n_shot"])) != (n_way, n_shot):
+        raise BadInput(
+            f"{key}: not the key of a {n_way}-way {n_shot}-shot cell:"
+            " <scenario>-<data set>-<n>way-<n>shot-<method>"
+        )
+    trained = [] if learner is None else [_provenance(learner)]
+    whole = {
+        "key": key,
+        **match.groupdict(),
+        "n_way": n_way,
+        "n_shot": n_shot,
+        "n_query": n_query,
+        "datasets": datasets,
+        "seed": seed,
+        "budget": budget,
+        "n_episodes": len(next(iter(rows.values())).share),
+        "data_used": DATA_USED.get(match["method"], "none"),
+        "rows": {name: row.summary() for name, row in rows.items()},
+        **content,
+        "history": _history(learner),
+        "provenance": [
+            _provenance(pool) | {"stage": "pretrain"},
+            *trained,
+            load_json(evaluation / "provenance.json") | {"stage": "meta_test"},
+        ],
+        "command": _command(match, budget, seed),
+    }
+    text = json.dumps(whole, indent=1, sort_keys=True)
+    # A list of numbers on one line: git's diffs stay readable.
+    text = re.sub(r"\[[\s\d.,+e-]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What stands beside a folder of pretrain, meta_train or data_based."""
+    content: dict[str, Any] = load_json(folder.with_name(f"{folder.name}.provenance.json"))
+    return content
+
+
+def _history(learner: Path | None) -> dict[str, Any]:
+    """Accuracy on training episodes, thinned to means, and when the curriculum's steps were."""
+    if learner is None:
+        return {"iteration": [], "outer_accuracy": [], "switches": []}
+    table = load_table(learner / "history.parquet")
+    if "outer_accuracy" not in table:
+        return {"iteration": [], "outer_accuracy": [], "switches": []}
+    switches: list[int] = []
+    if "feedback" in table:
+        switches = table.loc[table["feedback"] > 0, "iteration"].tolist()
+    parts = np.array_split(np.arange(len(table)), min(CURVE_POINTS, len(table)))
+    accuracy, iteration = table["outer_accuracy"].to_numpy(), table["iteration"].to_numpy()
+    return {
+        "iteration": [int(iteration[part[-1]]) for part in parts],
+        "outer_accuracy": [round(float(accuracy[part].mean()), 4) for part in parts],
+        "switches": switches,
+    }
+
+
+def _command(match: re.Match[str], budget: str, seed: int) -> str:
+    chosen = match.groupdict() | {"budget": budget, "seed": seed}
+    return "dvc exp run " + " ".join(f"-S {name}={value}" for name, value in chosen.items())

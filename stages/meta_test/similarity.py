@@ -1,0 +1,87 @@
+"""How like are synthetic images to the real ones of their class, in the pool's eyes?
+
+For every class c of the pool: the mean feature of its synthetic images and of as many real ones,
+all teachers' unit features side by side (so that no class is judged by its own teacher alone), each
+set centred on its mean over classes. The matrix holds the cosines; a diagonal above the rest says
+that inversion recovers what tells classes apart.
+
+Only looked at after the fact: nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common.architectures import channels_last
+from stages.common.dataset import ClassImages
+from stages.common.files import load_tensors
+from stages.common.pool import Teacher, TeacherInfo
+from stages.interface.errors import BadInput
+
+
+def similarity(
+    synthetic: Path, pool: Sequence[Teacher], data: Sequence[ClassImages], n_images: int
+) -> dict[str, Any]:
+    """Cosines of synthetic (rows) to real (columns) class means, and what they say.
+
+    `synthetic`: meta_train's synthetic.safetensors; `data`: the meta-train classes.
+
+    Raises BadInput if a class of the pool is not among them.
+    """
+    tensors, metadata = load_tensors(synthetic)
+    places = {
+        (part.dataset, name): images
+        for part in data
+        for name, images in zip(part.class_names, part.images, strict=True)
+    }
+    names, invented, real = [], [], []
+    for i in range(len(metadata["teachers"])):
+        info = pool[i].info
+        images, labels = tensors[f"teacher-{i:02d}.images"], tensors[f"teacher-{i:02d}.labels"]
+        for label, name in enumerate(info.class_names):
+            if (info.dataset, name) not in places:
+                raise BadInput(f"{info.file}: its class {name!r} is no meta-train class")
+            names.append(name)
+            invented.append(_mean_of_synthetic(images[labels == label][:n_images], info, pool))
+            real.append(_mean_of_real(places[info.dataset, name][:n_images], pool))
+    cosines = _centred(torch.stack(invented)) @ _centred(torch.stack(real)).T
+    own = cosines.diagonal()
+    n = len(names)
+    return {
+        "own": round(float(own.mean()), 4),
+        "other": round(float((cosines.sum() - own.sum()) / (n * (n - 1))), 4),
+        "nearest_is_own": round(
+            100 * float((cosines.argmax(1).cpu() == torch.arange(n)).double().mean()), 2
+        ),
+        "classes": names,
+        "matrix": [[round(value, 2) for value in row] for row in cosines.tolist()],
+    }
+
+
+def _mean_of_synthetic(x: Tensor, info: TeacherInfo, pool: Sequence[Teacher]) -> Tensor:
+    return _mean([teacher.info.view.of_another(x, info.normalisation) for teacher in pool], pool)
+
+
+def _mean_of_real(images: Tensor, pool: Sequence[Teacher]) -> Tensor:
+    return _mean([teacher.info.view.of(images) for teacher in pool], pool)
+
+
+def _mean(inputs: Sequence[Tensor], pool: Sequence[Teacher]) -> Tensor:
+    """Mean over images of all teachers' unit features side by side: (sum of d_i,)."""
+    parts = []
+    with torch.inference_mode():
+        for x, teacher in zip(inputs, pool, strict=True):
+            device = next(teacher.net.parameters()).device
+            features = teacher.net(channels_last(x.to(device))).features
+            parts.append(F.normalize(features, dim=1).mean(0))
+    return torch.cat(parts)
+
+
+def _centred(means: Tensor) -> Tensor:
+    return F.normalize(means - means.mean(0), dim=1)

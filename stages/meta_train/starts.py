@@ -1,0 +1,56 @@
+"""Learners that need no episodes: Random, Average and OTA (METHODS 2), and where EI starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stages.common.architectures import channels_last
+from stages.common.learner import Theta, initial_theta
+from stages.common.pool import Teacher
+from stages.common.seeds import generator
+from stages.interface.errors import BadInput
+from stages.meta_train.methods import Setting
+
+
+def drawn(setting: Setting) -> Theta:
+    """Freshly drawn parameters."""
+    stream = generator(setting.seed, "meta_train", "initialisation")
+    return initial_theta(setting.architecture, setting.n_way, setting.view.image_size, stream)
+
+
+def average(pool: Sequence[Teacher], setting: Setting) -> Theta:
+    """Parameter mean of the pool, head included (METHODS 1.2; the baseline "Average").
+
+    Raises BadInput if a teacher differs from the learner in shape.
+    """
+    require_equal(pool, setting, "average")
+    states = [dict(teacher.net.named_parameters()) for teacher in pool]
+    return {
+        name: channels_last(torch.stack([state[name].detach() for state in states]).mean(0))
+        for name in states[0]
+    }
+
+
+def ota(pool: Sequence[Teacher], setting: Setting) -> Theta:
+    """The pool fused by optimal transport; the reference teacher is drawn (METHODS 2)."""
+    from stages.meta_train.ota import fuse
+
+    require_equal(pool, setting, "ota")
+    stream = generator(setting.seed, "meta_train", "ota reference")
+    return fuse(pool, int(torch.randint(len(pool), (), generator=stream)))
+
+
+def require_equal(pool: Sequence[Teacher], setting: Setting, what: str) -> None:
+    """Raise BadInput if a teacher's parameters cannot be the learner's: `what` mixes them."""
+    learner = (setting.architecture, setting.n_way, setting.view.image_size)
+    for teacher in pool:
+        info = teacher.info
+        if (info.architecture, info.n_outputs, info.image_size) != learner:
+            raise BadInput(
+                f"{what} mixes the teachers' parameters, but {info.file} is a {info.architecture}"
+                f" with {info.n_outputs} outputs for {info.image_size} pixels and the learner a"
+                f" {learner[0]} with {learner[1]} for {learner[2]}; allowed where architectures"
+                " differ (SH, MH): random, and methods that start from it"
+            )

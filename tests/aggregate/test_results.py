@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from stages.aggregate.cells import Cell, load_cell
+from stages.aggregate.layouts import PAPER, cells_of
+from stages.aggregate.results import (
+    PUBLISHED,
+    Result,
+    frame,
+    interval,
+    paired_difference,
+    published,
+    results,
+)
+from stages.interface.errors import BadInput
+from tests.aggregate.fakes import row_of, write_cell
+
+ECI, EI = "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-ei"
+
+
+def cell_with(root: Path, key: str, seed: int, correct: list[int], row: str = "icfil") -> Cell:
+    rows = {row: row_of(np.array(correct), 5, "as invented")}
+    return load_cell(write_cell(root, key, seed, rows=rows, n_episodes=len(correct)))
+
+
+def by_row(found: list[Result]) -> dict[tuple[str, str], Result]:
+    return {(result.method, result.adaptation): result for result in found}
+
+
+def test_paired_difference_by_hand() -> None:
+    ours, reference = np.array([10.0, 20.0, 60.0]), np.array([8.0, 19.0, 57.0])
+    assert paired_difference({0: ours}, {0: reference}) == (2.0, 1.96 * 1.0 / math.sqrt(3))
+    # two seeds in common: differences 2, 1, 3 and 4, 3, 5, on average 3, 2, 4
+    two = {0: ours, 1: ours + 2, 2: ours + 100}
+    assert paired_difference(two, {0: reference, 1: reference}) == (3.0, 1.96 / math.sqrt(3))
+    assert paired_difference({0: ours}, {1: reference}) is None
+    assert interval(np.array([5.0])) == 0
+
+
+def test_seeds_are_averaged_by_episode_and_their_spread_is_kept(tmp_path: Path) -> None:
+    # percent of 75: 40, 60 / 44, 64 / 48, 56: seeds' means 50, 54, 52; episodes' means 44, 60
+    cells = [
+        cell_with(tmp_path, ECI, seed, correct)
+        for seed, correct in enumerate(([30, 45], [33, 48], [36, 42]))
+    ]
+    (result,) = results(cells)
+    assert result.accuracy == pytest.approx(52)
+    assert result.ci95 == pytest.approx(1.96 * math.sqrt(128) / math.sqrt(2))
+    assert result.seed_std == pytest.approx(2.0)
+    assert (result.n_seeds, result.seed) == (3, "0 / 1 / 2")
+    assert result.minutes == pytest.approx(18.7)
+
+
+def test_every_row_is_compared_with_purer_and_the_paper(tmp_path: Path) -> None:
+    purer = cell_with(tmp_path, ECI, 0, [30, 45, 45])
+    ei = cell_with(tmp_path, EI, 0, [33, 45, 48])
+    alone = cell_with(tmp_path, EI.replace("1shot", "5shot"), 0, [33, 45, 48])
+    found = results([ei, purer, alone])
+    assert [(r.n_shot, r.method) for r in found] == [(1, "ei"), (5, "ei"), (1, "eci")]
+    rows = by_row([r for r in found if r.n_shot == 1])
+    assert rows["ei", "icfil"].difference == pytest.approx(8 / 3)  # of 4, 0 and 4
+    assert rows["ei", "icfil"].difference_ci95 == pytest.approx(1.96 * math.sqrt(16 / 3 / 3))
+    assert rows["eci", "icfil"].difference == 0
+    assert (rows["eci", "icfil"].published, rows["eci", "icfil"].published_ci95) == (38.66, 0.78)
+    assert rows["ei", "icfil"].published is None
+    assert found[1].difference is None  # no PURER at 5 shots
+
+
+def test_the_long_table_has_its_columns_even_if_empty(tmp_path: Path) -> None:
+    empty, full = frame([]), frame(results([cell_with(tmp_path, EI, 0, [30, 45])]))
+    assert empty.dtypes.to_dict() == full.dtypes.to_dict()
+    assert len(full) == 1
+    assert math.isnan(full["difference"][0])
+    assert full["hardware"][0] == "AMD EPYC, 2 cores"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"n_query": 20}, "n_query = 20, but 15"), ({"n_episodes": 2}, "n_episodes = 2, but 40")],
+)
+def test_other_episodes_in_one_task_are_refused(
+    tmp_path: Path, changes: dict[str, int], what: str
+) -> None:
+    first = load_cell(write_cell(tmp_path, ECI))
+    with pytest.raises(BadInput, match=rf"1shot-ei \(seed 0\): {what} in .*1shot-eci"):
+        results([first, first.model_copy(update={"key": EI, "method": "ei", **changes})])
+    results([first, load_cell(write_cell(tmp_path, EI.replace("1shot", "5shot")))])
+
+
+def test_published_values_are_whole_and_unique() -> None:
+    entries = YAML(typ="safe").load(PUBLISHED)
+    keys = [
+        tuple(v for k, v in entry.items() if k not in ("accuracy", "ci95", "table"))
+        for entry in entries
+    ]
+    assert len(set(keys)) == len(keys) == 70
+    assert {entry["table"] for entry in entries} == set(range(1, 9))
+    assert all(10 < entry["accuracy"] < 60 and 0.1 < entry["ci95"] < 1 for entry in entries)
+    # every number of the paper has its place in a table of ours, and
+    shown = {
+        (block.key(shot, line.method), line.adaptation)
+        for layout in PAPER.values()
+        for block in layout.blocks
+        for line in block.lines
+        for shot in layout.shots
+    }
+    named = {f"{s}-{d}-{w}way-{k}shot-{m}": a for s, d, w, k, m, a in keys}
+    assert named.keys() <= set().union(*map(cells_of, PAPER.values()))
+    # what the tables show beyond it are our columns of table 4 and the ceilings of table 6
+    extra = {row for row in shown if published(*row) is None}
+    assert {(key.rsplit("-", 1)[1], row) for key, row in extra} == {
+        ("ei", "one_step"),
+        ("ei", "icfil"),
+        ("eci", "one_step"),
+        ("real_maml", "one_step"),
+        ("real_protonet", "nearest_class_mean"),
+    }
+    assert len(shown) - len(extra) == 70

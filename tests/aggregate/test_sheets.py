@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.aggregate.cells import Cell, load_cell
+from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row
+from stages.aggregate.markdown import markdown
+from stages.aggregate.results import results
+from stages.aggregate.sheets import Sheet, fill
+from tests.aggregate.fakes import N_EPISODES, write_cell
+
+
+def filled(layout: Layout, cells: list[Cell]) -> Sheet:
+    return fill(layout, results(cells), cells)
+
+
+def load(root: Path, *keys: str, seeds: tuple[int, ...] = (0,)) -> list[Cell]:
+    return [load_cell(write_cell(root, key, seed)) for key in keys for seed in seeds]
+
+
+def lines_of(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_layouts_name_their_cells() -> None:
+    assert list(PAPER) == [f"table_{i}" for i in range(1, 9)]
+    assert cells_of(PAPER["table_3"]) == {
+        f"mh-cifar_fs-5way-{shot}shot-{method}" for shot in (1, 5) for method in ("random", "eci")
+    }
+    assert cells_of(PAPER["table_8"]) == {
+        f"ss-cifar_fs-5way-{shot}shot-{method}"
+        for shot in (1, 5)
+        for method in ("eci", "eci_pool2", "eci_pool6")
+    }
+    assert len(cells_of(PAPER["table_1"])) == 20
+    assert not any(
+        f"{scenario}-" in key and key.endswith(("average", "ota", "dro"))
+        for layout in PAPER.values()
+        for key in cells_of(layout)
+        for scenario in ("sh", "mh")
+    )
+
+
+def test_a_table_has_ours_the_papers_and_the_difference(tmp_path: Path) -> None:
+    cells = load(tmp_path, *sorted(cells_of(PAPER["table_6"])))
+    text = markdown(filled(PAPER["table_6"], cells))
+    (line,) = lines_of(text, "| CIFAR-FS, 5-way | **PURER (ECI + ICFIL)**")
+    assert "| 38.66 ± 0.78 | reference |" in line
+    assert "| 51.95 ± 0.79 | reference |" in line
+    (maml,) = lines_of(text, "| CIFAR-FS, 10-way | MAML† (data-based)")
+    assert "| 19.05 ± 0.38 | −" in maml
+    (ceiling,) = lines_of(text, "| CIFAR-FS, 5-way | Prototypical network on all images (data")
+    assert "| – | −" in ceiling
+    assert "not run" not in text
+    assert f"over {N_EPISODES} fixed meta-test episodes" in text
+    assert "Budget quick: 10 outer iterations (the paper: 60,000)" in text
+    assert "- 1 step, lr 0.01, transductive: MAML† (data-based); MAML on all images" in text
+    assert "- none: PURER (ECI + ICFIL)" in text
+    assert "pretrain 4.2 min, meta_train 12.0 min, meta_test 2.5 min (commit abc1234567" in text
+    assert all(f"`{cell.command}`" in text for cell in cells)
+
+
+def test_what_was_not_run_says_so_and_is_never_the_papers(tmp_path: Path) -> None:
+    sheet = filled(PAPER["table_1"], load(tmp_path, "ss-cifar_fs-5way-1shot-eci"))
+    by_label = {(line.heading, line.label): line.entries for line in sheet.lines}
+    once, never = by_label["CIFAR-FS, 5-way", "PURER (ECI + ICFIL)"]
+    assert once.ours.startswith("4")
+    assert (never.ours, never.published, never.difference) == ("not run", "51.95 ± 0.79", "–")
+    others = [e for place, line in by_label.items() if "PURER" not in place[1] for e in line]
+    assert {entry.ours for entry in others} == {"not run"}
+    nothing = filled(PAPER["table_3"], [])
+    assert {e.ours for line in nothing.lines for e in line.entries} == {"not run"}
+    assert "No cell of this table has been run." in markdown(nothing)
+
+
+def test_seeds_show_their_spread(tmp_path: Path) -> None:
+    key = "ss-cifar_fs-5way-1shot-eci"
+    cells = load(tmp_path, key, seeds=(0, 1, 2))
+    text = markdown(filled(PAPER["table_7"], cells))
+    (result,) = [r for r in results(cells) if r.adaptation == "icfil"]
+    wanted = f"{result.accuracy:.2f} ± {result.ci95:.2f} (3 seeds: ± {result.seed_std:.2f})"
+    assert wanted in text
+    assert len(lines_of(text, f"- `{key}`, seed")) == 3
+
+
+def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-cifar_fs-5way-5shot-eci", "ss-cifar_fs-5way-1shot-random")
+    sheet = filled(PAPER["table_1"], cells)
+    (far,) = [note for note in sheet.notes if note.text.startswith("More than two")]
+    (purer,) = [item for item in far.items if item.startswith("PURER")]
+    assert purer.startswith("PURER (ECI + ICFIL), CIFAR-FS, 5-way, 5-shot: −")
+
+
+def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:
+    cells = load(
+        tmp_path,
+        "ss-glyphs-5way-1shot-pool",
+        "ss-glyphs-5way-1shot-distill",
+        "mh-cifar_fs-5way-5shot-eci",
+    )
+    glyphs, mixed = every_row(cells)
+    assert glyphs.name == "every_row-ss-glyphs-5way"
+    labels = [line.label for line in filled(glyphs, cells).lines]
+    assert labels[:2] == [
+        "Pool: one teacher (mean over them), nearest class mean",
+        "Pool: all teachers' features, nearest class mean",
+    ]
+    assert "distill + linear probe" in labels  # a method that no table knows
+    assert labels.index("ANIL on ECI's episodes + one step") < labels.index("distill + one step")
+    assert labels[-1] == "Prototypical network + nearest class mean (data-based)"
+    assert "ss-glyphs-5way-5shot-dro" in cells_of(glyphs)
+    assert not any("dro" in key for key in cells_of(mixed))
+    assert filled(mixed, cells).headings == ["CIFAR-FS and MiniImageNet, 5-way"]
+    text = markdown(filled(glyphs, cells))
+    (line,) = lines_of(text, "| glyphs, 5-way | OTA")
+    assert line.count("not run") == 2
+
+
+def test_a_cell_without_the_row_says_not_evaluated(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-cifar_fs-5way-1shot-eci")
+    rows = {"one_step": cells[0].rows["one_step"]}
+    cells = [cells[0].model_copy(update={"rows": rows})]
+    lines = filled(PAPER["table_7"], cells).lines
+    assert [line.entries[0].ours for line in lines] == ["not evaluated", "not run", "not run"]
+
+
+def test_a_long_table_names_kinds_of_rows_in_its_notes(tmp_path: Path) -> None:
+    methods = ("pool", "random", "average", "ei", "eci", "real_maml")
+    cells = load(tmp_path, *(f"ss-cifar_fs-5way-1shot-{name}" for name in methods))
+    (layout,) = every_row(cells)
+    notes = {note.text: note.items for note in filled(layout, cells).notes}
+    assert "none: Pool; Random; Average; EI; ECI" in notes["Data that training used:"]
+    protocol = notes["Protocol (inner steps, learning rate, BatchNorm):"]
+    assert "1 step, lr 0.01, transductive: one step" in protocol
