@@ -9,19 +9,20 @@ Markdown table.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.common.dataset import load_split
-from stages.common.learner import load_learner
 from stages.interface import params
 from stages.interface.device import resolve
 from stages.meta_test.adaptations import ADAPTATIONS
-from stages.meta_test.episodes import RealEpisodes, accuracies, fixed_indices
-from stages.meta_test.evaluate import select, summary
+from stages.meta_test.episodes import fixed_tasks, right
+from stages.meta_test.evaluate import Tasks, chosen, load_snapshots, select
 
 N_EPISODES = 200
 CHANGES: list[dict[str, object]] = [
@@ -36,21 +37,24 @@ CHANGES: list[dict[str, object]] = [
 ]
 
 
+def interval(values: NDArray[np.float64]) -> float:
+    """95 % interval of the mean."""
+    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
 def main(learner_folder: Path, data_file: Path) -> None:
     given = params.load()
     device = resolve(given.device)
     n_shot = int(re.search(r"(\d+)shot", learner_folder.name)[1])  # type: ignore[index]
     data = load_split(data_file, "val")
-    snapshots = sorted((learner_folder / "snapshots").glob("*.safetensors"))
-    n_way = load_learner(snapshots[0])[2].n_way
-    shape = (n_way, n_shot, given.n_query)
-    chooser = fixed_indices(data, "val", 50, *shape)
-    best = select(snapshots, data, chooser, given.meta_test, device)["one_step"].argmax()
-    learner, theta, info = load_learner(snapshots[best], device)
-    indices = fixed_indices(data, "val", N_EPISODES, *shape)
-    episodes = RealEpisodes(data, indices, device)
-    labels = torch.arange(n_way, device=device).repeat_interleave(given.n_query)
-    print(f"{learner_folder.name}, iteration {info.iteration}, {N_EPISODES} meta-val episodes\n")
+    models = load_snapshots(learner_folder, device)
+    shape = (models[0].info.n_way, n_shot, given.n_query)
+    chooser = Tasks([data], fixed_tasks([data], "val", 50, *shape))
+    best = models[chosen(select(models, chooser, given.meta_test, device), "one_step")]
+    tasks = Tasks([data], fixed_tasks([data], "val", N_EPISODES, *shape))
+    print(
+        f"{learner_folder.name}, iteration {best.info.iteration}, {N_EPISODES} meta-val episodes\n"
+    )
     print("| adaptation | choice | accuracy | minus params.yaml's (paired) |")
     print("| --- | --- | ---: | ---: |")
     base = None
@@ -58,14 +62,15 @@ def main(learner_folder: Path, data_file: Path) -> None:
     for name, change in [*(("icfil", c) for c in CHANGES), *others]:
         icfil = given.meta_test.icfil.model_copy(update=change)
         settings = given.meta_test.model_copy(update={"icfil": icfil})
-        predicted = ADAPTATIONS[name].predict(learner, theta, episodes, settings, lambda done: None)
-        accuracy = accuracies(predicted, labels).cpu()
+        predicted = ADAPTATIONS[name].predict(
+            best, tasks.seen_by(best, device), settings, lambda done: None
+        )
+        accuracy = 100 * right(predicted, tasks.tasks).double().mean(1).numpy()
         base = accuracy if base is None else base
-        own, paired = summary(accuracy), summary(accuracy - base)
         choice = ", ".join(f"{k} = {v}" for k, v in change.items()) or "params.yaml"
         print(
-            f"| {name} | {choice} | {own['accuracy']:.2f} ± {own['ci95']:.2f}"
-            f" | {paired['accuracy']:+.2f} ± {paired['ci95']:.2f} |",
+            f"| {name} | {choice} | {accuracy.mean():.2f} ± {interval(accuracy):.2f}"
+            f" | {(accuracy - base).mean():+.2f} ± {interval(accuracy - base):.2f} |",
             flush=True,
         )
 

@@ -20,6 +20,7 @@ from stages.common.seeds import generator
 from stages.interface import params
 from stages.interface.device import resolve
 from stages.meta_train.episode_inversion import EpisodeInversionRun
+from stages.meta_train.methods import Setting
 
 ROUNDS = 15
 
@@ -73,12 +74,17 @@ def main() -> None:
             pool,
             settings.model_copy(update=changes),
             given.meta_train.eci,
-            budget=given.budgets["paper"].meta_train,
-            n_way=5,
-            n_shot=5,
-            n_query=15,
-            seed=0,
-            device=device,
+            Setting(
+                architecture="conv4",
+                view=pool[0].info.view,
+                scenario=given.scenarios.ss,
+                budget=given.budgets["paper"].meta_train,
+                n_way=5,
+                n_shot=5,
+                n_query=15,
+                seed=0,
+                device=device,
+            ),
         )
 
     compiled, eager = start(compile="always"), start(compile="never")

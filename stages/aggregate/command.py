@@ -28,6 +28,8 @@ PARAMS = (
 )
 SELECTION = ["iteration", "one_step", "nearest_class_mean"]  # columns that dvc.yaml plots
 
+OWN = ("icfil", "one_step", "nearest_class_mean", "pool_features")  # what `auto` looks for
+
 Budget = Annotated[str, typer.Option(help="The budget the cells were run at.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -66,7 +68,10 @@ def table(
 @app.command()
 @refuses_bad_input
 def report(
-    budget: Budget, out: Annotated[Path, typer.Option(help="The folder to write into.")]
+    budget: Budget,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into.", show_default="reports/BUDGET")
+    ] = None,
 ) -> None:
     """All tables and figures of the cells run so far, of all seeds, and a page that shows them."""
     from stages.aggregate.cells import load_budget
@@ -77,6 +82,7 @@ def report(
     from stages.common.files import written_whole
 
     cells = load_budget(budget)
+    out = out or Path("reports") / budget
     paper, others = _fill([*PAPER.values()], cells), _fill(every_row(cells), cells)
     with written_whole(out / "tables") as folder:
         for sheet in (*paper, *others):
@@ -108,11 +114,7 @@ def publish(
     if chosen.method != "pool":  # the number to beat stands beside every learner's
         pool = cell.removesuffix(chosen.method) + "pool"
         cells.append(load_cell(path_of(pool, given["budget"], given["seed"])))
-    if given["adaptation"] not in chosen.rows:
-        raise BadInput(
-            f"params.yaml: adaptation = {given['adaptation']!r}: no such row in {cell}: allowed:"
-            f" {', '.join(chosen.rows)}"
-        )
+    given["adaptation"] = _row_of(chosen, given["adaptation"])
     (sheet,) = _fill([selected(cells)], cells)
     save_json(out / "metrics.json", {**given, **_metrics(chosen, given["adaptation"])})
     with written_whole(out / "selected") as folder:
@@ -120,6 +122,18 @@ def publish(
         _save_plots(folder, chosen, sheet)
     typer.echo((out / "selected/table.md").read_text())
     typer.echo(f"table and pictures: {out}/selected/; selected metrics: {out}/metrics.json")
+
+
+def _row_of(cell: Cell, adaptation: str) -> str:
+    """The row that `adaptation` names; "auto": the method's own, the first of `OWN` that it has."""
+    if adaptation == "auto":
+        return next((row for row in OWN if row in cell.rows), next(iter(cell.rows)))
+    if adaptation not in cell.rows:
+        raise BadInput(
+            f"params.yaml: adaptation = {adaptation!r}: no such row in {cell.key}: allowed: auto,"
+            f" {', '.join(cell.rows)}"
+        )
+    return adaptation
 
 
 def _fill(layouts: Sequence[Layout], cells: Sequence[Cell]) -> list[Sheet]:

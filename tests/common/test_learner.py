@@ -17,11 +17,11 @@ from stages.common.learner import (
     load_learner,
     save_learner,
 )
+from stages.common.meta_learners import outer_loss
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
-from stages.meta_train.episode_inversion import outer_loss
 
-INFO = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", 7)
+INFO = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 7)
 
 
 def _problem() -> tuple[Learner, dict[str, torch.Tensor], Episode]:
@@ -55,7 +55,7 @@ def test_meta_gradient_equals_finite_differences(double: None, inner_steps: int)
     """Second order, through affine BatchNorm with batch statistics: where vmap went wrong."""
     learner, theta, episode = _problem()
     theta = {n: p.requires_grad_() for n, p in theta.items()}
-    loss = outer_loss(learner, theta, episode, 0.1, inner_steps).loss
+    loss = outer_loss("maml", learner, theta, episode, 0.1, inner_steps).loss
     gradient = torch.autograd.grad(loss, list(theta.values()))
     g = generator(1, "direction")
     direction = [torch.randn(p.shape, generator=g, dtype=p.dtype) for p in theta.values()]
@@ -63,7 +63,7 @@ def test_meta_gradient_equals_finite_differences(double: None, inner_steps: int)
     def at(eps: float) -> float:
         with torch.no_grad():
             moved = {n: p + eps * d for (n, p), d in zip(theta.items(), direction, strict=True)}
-        return outer_loss(learner, moved, episode, 0.1, inner_steps).loss.item()
+        return outer_loss("maml", learner, moved, episode, 0.1, inner_steps).loss.item()
 
     eps = 1e-6
     numeric = (at(eps) - at(-eps)) / (2 * eps)
@@ -84,13 +84,13 @@ def test_image_gradient_of_the_outer_loss_equals_finite_differences(double: None
     """What ECI's adversarial step needs: support images act through the inner step."""
     learner, theta, episode = _problem()
     support_x = episode.support_x.requires_grad_()
-    loss = outer_loss(learner, theta, episode, 0.1, 1).loss
+    loss = outer_loss("maml", learner, theta, episode, 0.1, 1).loss
     (gradient,) = torch.autograd.grad(loss, support_x)
     direction = torch.randn_like(support_x)
 
     def at(eps: float) -> float:
         moved = episode._replace(support_x=(support_x + eps * direction).detach())
-        return outer_loss(learner, theta, moved, 0.1, 1).loss.item()
+        return outer_loss("maml", learner, theta, moved, 0.1, 1).loss.item()
 
     eps = 1e-6
     numeric = (at(eps) - at(-eps)) / (2 * eps)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-STAGES = ("split", "pretrain", "meta_train", "meta_test", "aggregate")
+STAGES = ("split", "pretrain", "meta_train", "data_based", "meta_test", "aggregate")
 
 
 @pytest.mark.parametrize("module", [*(f"stages.{s}" for s in STAGES), "stages.check", "stages.cli"])

@@ -37,7 +37,7 @@ def edited(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("scenario", "sx", r"scenario = 'sx': allowed: ss"),
+        ("scenario", "sx", r"scenario = 'sx': allowed: ss, sh, mh"),
         ("dataset", "cifar", r'dataset = \'cifar\': allowed: glyphs.* \(did you mean "cifar_fs"'),
         ("n_way", 0, r"n_way = 0: input should be greater than or equal to 2"),
         ("n_way", "five", r"n_way = 'five': input should be a valid integer"),
@@ -45,14 +45,25 @@ def edited(tmp_path: Path):
         ("n_shot", True, r"n_shot = True: input should be a valid integer"),
         ("meta_train.episode_inversion.outer_lr", True, r"outer_lr = True: input should be a"),
         ("meta_train.ei.curriculum_weight", 10.0, r"ei.curriculum_weight = 10.0: input should be"),
-        ("pretrain.architecture", "resnet18", r"start = 'average': the learner is a conv4, the"),
-        ("pretrain.train_fraction", 0.001, r"train_fraction = 0.001: of 300 images"),
-        ("pretrain.batch_size", 1, r"batch_size = 1: input should be greater than or equal to 2"),
+        ("scenarios.ss.architectures", "resnet18", r"start = 'average': the learner is a conv4, "),
+        ("scenarios.ss.architectures", "conv4+conv5", r"no architecture 'conv5'; allowed: conv4"),
+        ("scenarios.sh.teachers_per_step", 0, r"scenarios.sh.teachers_per_step = 0: input should"),
+        ("learner.image_size", 32, r"learner.image_size = 32: allowed: smallest, largest"),
+        ("meta_train.eci_pool2.n_teachers", 0, r"eci_pool2.n_teachers = 0: input should be"),
+        ("meta_train.protonet.meta_learner", "reptile", r"meta_learner = 'reptile': allowed: maml"),
+        ("meta_train.dro.support_fraction", 1, r"support_fraction = 1: input should be less than"),
+        (
+            "adaptation",
+            "tuned_steps",
+            r"method eci has no such row; allowed: auto, one_step, icfil",
+        ),
+        ("pretrain.train_fraction", 0.001, r"train_fraction = 0.001: of 150 images"),
+        ("budgets.quick.pretrain.batch_size", 1, r"batch_size = 1: input should be greater than"),
         ("n_way", 21, r"n_way = 21: glyphs has only 16 classes .* allowed: 2 to 16"),
         ("n_shot", 0, r"n_shot = 0: input should be greater than 0"),
-        ("n_shot", 286, r"n_shot = 286, n_query = 15: .* needs 301 images .* glyphs has 300"),
-        ("method", "purer", r"method = 'purer': allowed: ei, eci"),
-        ("adaptation", "ICFIL", r"adaptation = \'ICFIL\': allowed: one_step, icfil.*"),
+        ("n_shot", 136, r"n_shot = 136, n_query = 15: .* needs 151 images .* glyphs has 150"),
+        ("method", "purer", r"method = 'purer': allowed: random, average"),
+        ("adaptation", "ICFIL", r"adaptation = \'ICFIL\': allowed: auto, one_step.*"),
         ("budget", "papr", r'budget = \'papr\': allowed: quick.* \(did you mean "paper"'),
         ("seed", -1, r"seed = -1: input should be greater than or equal to 0"),
         ("device", "gpu", r"device = 'gpu': .*auto\|cpu\|cuda"),
@@ -66,7 +77,6 @@ def edited(tmp_path: Path):
             r"curriculum_start = 241: allowed: up to",
         ),
         ("pretrain.pool_size", 0, r"pretrain.pool_size = 0"),
-        ("pretrain.architecture", "conv5", r"pretrain.architecture = 'conv5': allowed: conv4"),
         (
             "pretrain.optimizers.conv4.name",
             "lion",
@@ -120,9 +130,31 @@ def test_only_declared_keys_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_selection_outside_the_grid_is_refused(edited) -> None:
     given = params.load(edited("n_way", 7))
     assert cell_key(given) == "ss-glyphs-7way-5shot-eci"
-    with pytest.raises(BadInput, match=r"not a cell of stages/grid.yaml; its n_way: 5, 10"):
+    with pytest.raises(BadInput, match=r"not a cell of stages/grid.yaml; n_way there: 5, 10; n_sh"):
         check_cell(given)
     check_cell(params.load(ROOT / "params.yaml"))
+
+
+@pytest.mark.parametrize("method", ["average", "ota", "dro"])
+@pytest.mark.parametrize("scenario", ["sh", "mh"])
+def test_mixing_parameters_of_different_architectures_is_refused(edited, method, scenario) -> None:
+    path = edited("method", method)
+    path.write_text(path.read_text().replace("scenario: ss", f"scenario: {scenario}"))
+    with pytest.raises(
+        BadInput, match=rf"method = '{method}' mixes .* scenario {scenario} .*conv4"
+    ):
+        params.load(path)
+
+
+def test_both_data_sets_of_a_pair_must_be_large_enough(edited) -> None:
+    path = edited("datasets.textures.images_per_class", 19)
+    path.write_text(path.read_text().replace("scenario: ss", "scenario: mh"))
+    with pytest.raises(BadInput, match=r"n_shot = 5, n_query = 15: .* textures has 19"):
+        check_cell(params.load(path))
+    path = edited("dataset", "textures")
+    path.write_text(path.read_text().replace("scenario: ss", "scenario: mh"))
+    with pytest.raises(BadInput, match="data sets of scenario mh there: cifar_fs, glyphs"):
+        check_cell(params.load(path))
 
 
 def test_every_value_of_params_yaml_is_commented() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,12 @@ from torch import nn
 from stages.common.dataset import ClassImages, Normalisation
 from stages.common.episodes import Episode
 from stages.common.learner import Learner, LearnerInfo, initial_theta, save_learner
-from stages.common.pool import load_pool
 from stages.common.seeds import generator
 from stages.interface import params
-from stages.meta_test import evaluate, icfil, nearest_class_mean, one_step, pool_features
-from stages.meta_test.adaptations import ADAPTATIONS
-from stages.meta_test.episodes import RealEpisodes, accuracies, fixed_indices
+from stages.meta_test import evaluate, icfil, nearest_class_mean, one_step
+from stages.meta_test.adaptations import ADAPTATIONS, Model
+from stages.meta_test.episodes import RealEpisodes, fixed_tasks, right
+from stages.meta_test.params import SUITS
 from tests.conftest import ROOT
 
 SETTINGS = params.load(ROOT / "params.yaml").meta_test
@@ -48,13 +47,13 @@ def _episode(dtype: torch.dtype = torch.float32) -> Episode:
 
 
 def test_episodes_are_the_same_for_every_caller_and_differ_by_split(data: ClassImages) -> None:
-    one = fixed_indices(data, "test", 5, 3, 2, 3)
-    again = fixed_indices(data, "test", 8, 3, 2, 3)[:5]
-    other = fixed_indices(data, "val", 5, 3, 2, 3)
-    assert all(torch.equal(a.support, b.support) for a, b in zip(one, again, strict=True))
-    assert any(not torch.equal(a.support, b.support) for a, b in zip(one, other, strict=True))
+    one = [task.episode.support for task in fixed_tasks([data], "test", 5, 3, 2, 3)]
+    again = [task.episode.support for task in fixed_tasks([data], "test", 8, 3, 2, 3)[:5]]
+    other = [task.episode.support for task in fixed_tasks([data], "val", 5, 3, 2, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
     with pytest.raises(ValueError, match="n_way = 6: only 5 classes"):
-        fixed_indices(data, "test", 1, 6, 2, 3)
+        fixed_tasks([data], "test", 1, 6, 2, 3)
 
 
 def test_nearest_class_mean_by_hand() -> None:
@@ -158,77 +157,73 @@ def test_every_adaptation_learns_an_easy_task(
             "one_step": SETTINGS.one_step.model_copy(update={"inner_lr": 0.3, "inner_steps": 5}),
         }
     )
-    indices = fixed_indices(data, "test", 4, 3, 3, 4)
-    learner, theta = Learner("conv4", 3, 16), initial_theta("conv4", 3, 16, generator(0, "x"))
-    labels = ADAPTATIONS[name].predict(
-        learner, theta, RealEpisodes(data, indices, "cpu"), settings, lambda done: None
-    )
+    tasks = fixed_tasks([data], "test", 4, 3, 3, 4)
+    model = _model(0)
+    episodes = RealEpisodes([data], tasks, model.info.view, "cpu")
+    labels = ADAPTATIONS[name].predict(model, episodes, settings, lambda done: None)
     assert labels.shape == (4, 12)
-    accuracy = accuracies(labels, torch.arange(3).repeat_interleave(4))
-    assert accuracy.mean() > 85
+    assert right(labels, tasks).double().mean() > 0.85
 
 
-def test_the_pool_side_by_side_is_concatenation(data: ClassImages, tiny_pool: Path) -> None:
-    pool = load_pool(tiny_pool)
-    indices = fixed_indices(data, "test", 6, 3, 2, 3)
-    together, each = pool_features.predict_by_pool(
-        pool, data, indices, "cosine", "cpu", lambda done: None
-    )
-    assert together.shape == (6, 9)
-    assert len(each) == 3
-    index = indices[0]
-    episode = next(iter(RealEpisodes(data, [index], "cpu")))
-
-    def features(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([F.normalize(t.net(x).features, dim=1) for t in pool], 1)
-
-    expected = nearest_class_mean.nearest(
-        features(episode.support_x), features(episode.query_x), 3, "cosine"
-    )
-    assert together[0].tolist() == expected.tolist()
+def _model(seed: int, iteration: int = 0, meta_learner: str = "maml") -> Model:
+    info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", meta_learner, iteration)
+    theta = initial_theta("conv4", 3, 16, generator(seed, "x"))
+    return Model(Learner("conv4", 3, 16), theta, info)
 
 
-def test_summary_is_the_papers_interval() -> None:
-    accuracy = torch.tensor([20.0, 40.0, 60.0, 80.0], dtype=torch.float64)
-    std = math.sqrt(((-30) ** 2 + (-10) ** 2 + 10**2 + 30**2) / 3)
-    assert evaluate.summary(accuracy) == {
-        "accuracy": 50.0,
-        "ci95": round(1.96 * std / 2, 4),
-        "std": round(std, 4),
-        "n_episodes": 4,
-    }
+def test_every_adaptation_has_a_name_that_params_know() -> None:
+    assert list(ADAPTATIONS) == list(SUITS)
+    assert all(row.chosen_by in ADAPTATIONS for row in ADAPTATIONS.values())
+
+
+def test_a_head_only_learner_adapts_its_head_only(data: ClassImages) -> None:
+    """ANIL: features of support and query are those of the unadapted network."""
+    tasks = fixed_tasks([data], "test", 3, 3, 3, 4)
+    anil, maml = _model(0, meta_learner="anil"), _model(0)
+    episodes = RealEpisodes([data], tasks, anil.info.view, "cpu")
+    loop = SETTINGS.one_step.model_copy(update={"inner_lr": 0.3, "inner_steps": 3})
+    settings = SETTINGS.model_copy(update={"one_step": loop})
+    predict = ADAPTATIONS["one_step"].predict
+    found = predict(anil, episodes, settings, lambda done: None)
+    for episode, labels in zip(episodes, found, strict=True):
+        theta = {n: p.clone().requires_grad_() for n, p in anil.theta.items()}
+        for _ in range(3):
+            logits = anil.learner.forward(theta, episode.support_x).logits
+            heads = {n: p for n, p in theta.items() if n.startswith("head.")}
+            loss = F.cross_entropy(logits, episode.support_y)
+            gradient = torch.autograd.grad(loss, list(heads.values()))
+            for (name, p), g in zip(heads.items(), gradient, strict=True):
+                theta[name] = (p - 0.3 * g).detach().requires_grad_()
+        expected = anil.learner.forward(theta, episode.query_x).logits.argmax(1)
+        assert labels.tolist() == expected.tolist()
+    assert not torch.equal(found, predict(maml, episodes, settings, lambda done: None))
 
 
 def test_the_snapshot_is_chosen_on_validation_and_the_earliest_of_equals(
     data: ClassImages, tmp_path: Path
 ) -> None:
-    selection = pd.DataFrame(
-        {
-            "iteration": [10, 20, 30],
-            "one_step": [30.0, 50.0, 50.0],
-            "nearest_class_mean": [70.0, 60.0, 50.0],
-        }
-    )
+    selection = [
+        {"iteration": 10, "one_step": 30.0, "nearest_class_mean": 70.0},
+        {"iteration": 20, "one_step": 50.0, "nearest_class_mean": 60.0},
+        {"iteration": 30, "one_step": 50.0, "nearest_class_mean": 50.0},
+    ]
     assert evaluate.chosen(selection, "one_step") == 1
-    assert evaluate.chosen(selection, "icfil") == 1
     assert evaluate.chosen(selection, "nearest_class_mean") == 0
-    table = {"one_step": torch.ones(4), "pool_features": torch.ones(4), "teacher_00": torch.ones(4)}
-    metrics = evaluate.metrics(table, selection, "transductive")
-    modes = {name: row["batch_norm"] for name, row in metrics.items()}
-    assert modes == {"one_step": "transductive", "pool_features": "inductive"}
-    assert metrics["one_step"]["snapshot"] == 20
-    assert metrics["one_step"]["val_accuracy"] == 50
-    assert set(metrics) == {"one_step", "pool_features"}
 
-    snapshots = []
     for i in range(2):
-        info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", 10 * (i + 1))
-        snapshots.append(tmp_path / f"{i}.safetensors")
-        save_learner(snapshots[i], initial_theta("conv4", 3, 16, generator(i, "x")), info)
-    indices = fixed_indices(data, "val", 3, 3, 2, 3)
-    found = evaluate.select(snapshots, data, indices, SETTINGS, "cpu")
-    assert found["iteration"].tolist() == [10, 20]
-    judged = evaluate.judge_learner(snapshots, found, data, indices, SETTINGS, "cpu")
+        model = _model(i, iteration=10 * (i + 1))
+        save_learner(tmp_path / "snapshots" / f"{i}.safetensors", model.theta, model.info)
+    models = evaluate.load_snapshots(tmp_path, "cpu")
+    tasks = evaluate.Tasks([data], fixed_tasks([data], "val", 3, 3, 2, 3))
+    found = evaluate.select(models, tasks, SETTINGS, "cpu")
+    assert [row["iteration"] for row in found] == [10, 20]
+    judged = evaluate.judge_learner(models, found, tasks, tasks, SETTINGS, "cpu")
+    assert set(judged) == {"one_step", "icfil", "nearest_class_mean", "linear_probe"}
     # On the very episodes of the choice, the judged accuracy is the chosen snapshot's.
     for name in ("one_step", "nearest_class_mean"):
-        assert judged[name].mean().item() == pytest.approx(found[name].max())
+        best = max(row[name] for row in found)
+        assert judged[name].summary()["accuracy"] == pytest.approx(best)
+        assert judged[name].val_accuracy == best
+    curve = evaluate.curve(models, tasks, SETTINGS, "cpu")
+    assert [point["iteration"] for point in curve] == [10, 20]
+    assert [point["accuracy"] for point in curve] == [row["one_step"] for row in found]

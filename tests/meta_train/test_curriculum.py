@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.common.loop import snapshot_iterations
 from stages.meta_train.curriculum import GradientSwitch
-from stages.meta_train.loop import snapshot_iterations
 
 
 def test_the_switch_by_hand() -> None:

@@ -7,32 +7,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.common import compiling
+from stages.common.learner import Learner
+from stages.common.params import Scenario
 from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
 from stages.common.seeds import generator
 from stages.interface import params
 from stages.interface.errors import BadInput
-from stages.meta_train import compiling
-from stages.meta_train.episode_inversion import EpisodeInversionRun, average
+from stages.meta_train.episode_inversion import EpisodeInversionRun
+from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, MetaTrainBudget, NoCurriculum
+from stages.meta_train.starts import average
 from stages.meta_train.synthetic import DynamicDataset
 from tests.conftest import ROOT, random_state, teacher_info
 
 SETTINGS = params.load(ROOT / "params.yaml").meta_train
-SHAPE = {"n_way": 3, "n_shot": 2, "n_query": 2}
+SAME = Scenario(architectures="conv4", start="average", teachers_per_step="all")
+
+
+def setting(pool: list[Teacher], scenario: Scenario = SAME, **changes: object) -> Setting:
+    shape = {"n_way": 3, "n_shot": 2, "n_query": 2, "seed": 1, "device": "cpu"}
+    length = MetaTrainBudget(n_iterations=20, curriculum_start=0, n_snapshots=2)
+    given = {"view": pool[0].info.view, "scenario": scenario, "budget": length, **shape}
+    return Setting(architecture="conv4", **{**given, **changes})
 
 
 def make_run(
-    pool: list[Teacher], weight: float = 10.0, curriculum_start: int = 0, **changes: object
+    pool: list[Teacher],
+    weight: float = 10.0,
+    curriculum_start: int = 0,
+    scenario: Scenario = SAME,
+    **changes: object,
 ) -> EpisodeInversionRun:
     settings = SETTINGS.episode_inversion.model_copy(update={"compile": "never", **changes})
+    section = Curriculum if weight else NoCurriculum
+    length = MetaTrainBudget(n_iterations=20, curriculum_start=curriculum_start, n_snapshots=2)
     return EpisodeInversionRun(
         pool,
         settings,
-        Curriculum(curriculum_weight=weight) if weight else NoCurriculum(curriculum_weight=0.0),
-        budget=MetaTrainBudget(n_iterations=20, curriculum_start=curriculum_start, n_snapshots=2),
-        **SHAPE,
-        seed=1,
-        device="cpu",
+        section(curriculum_weight=weight, meta_learner="maml", n_teachers="all"),
+        setting(pool, scenario, budget=length),
     )
 
 
@@ -42,7 +56,7 @@ def pool(tiny_pool: Path) -> list[Teacher]:
 
 
 def test_the_dynamic_dataset_has_every_class_of_every_teacher(pool: list[Teacher]) -> None:
-    dataset = DynamicDataset(pool, 4, generator(0, "test"), "cpu")
+    dataset = DynamicDataset(pool, 4, pool[0].info.view, generator(0, "test"), "cpu")
     assert [tuple(x.shape) for x in dataset.images] == [(12, 3, 16, 16)] * 2 + [(8, 3, 16, 16)]
     assert dataset.labels[2].tolist() == [0] * 4 + [1] * 4
     noise = torch.cat([x.flatten() for x in dataset.images])
@@ -51,7 +65,7 @@ def test_the_dynamic_dataset_has_every_class_of_every_teacher(pool: list[Teacher
 
 
 def test_episodes_mix_teachers_and_use_all_images_of_a_class(pool: list[Teacher]) -> None:
-    dataset = DynamicDataset(pool, 4, generator(0, "test"), "cpu")
+    dataset = DynamicDataset(pool, 4, pool[0].info.view, generator(0, "test"), "cpu")
     with torch.no_grad():  # every image is full of teacher * 100 + label * 10 + position
         for i, (images, labels) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
             positions = torch.arange(len(images)) % 4
@@ -105,7 +119,7 @@ def _adam_first_step(p: Tensor, g: Tensor, lr: float) -> Tensor:
 
 def _reference_outer(theta: dict[str, Tensor], run: EpisodeInversionRun, episode) -> Tensor:
     """L_outer by torch.autograd with create_graph, not torch.func."""
-    net = run._learner
+    net = Learner("conv4", 3, 16)
     loss = F.cross_entropy(net.forward(theta, episode.support_x).logits, episode.support_y)
     gradient = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
     lr = SETTINGS.episode_inversion.inner_lr
@@ -118,7 +132,7 @@ def test_one_ei_step_equals_a_transcription(double: None, pool: list[Teacher]) -
         teacher.net.double()
     run = make_run(pool, weight=0)
     images = [x.detach().clone() for x in run.dataset.images]
-    theta = {n: p.detach().clone().requires_grad_() for n, p in run.theta.items()}
+    theta = {n: p.detach().clone().requires_grad_() for n, p in run.outer.theta.items()}
     gradients = _reference_inversion_gradient(run, pool)
     record = run.step(0)
     for before, gradient, after in zip(images, gradients, run.dataset.images, strict=True):
@@ -139,7 +153,7 @@ def test_one_ei_step_equals_a_transcription(double: None, pool: list[Teacher]) -
     for (name, before), gradient in zip(theta.items(), outer, strict=True):
         clear = gradient.abs() > 1e-7
         expected = _adam_first_step(before, gradient, 0.001)
-        assert torch.allclose(expected[clear], run.theta[name][clear], atol=1e-9), name
+        assert torch.allclose(expected[clear], run.outer.theta[name][clear], atol=1e-9), name
 
 
 def test_the_adversarial_step_subtracts_lambda_times_the_outer_gradient(
@@ -150,7 +164,7 @@ def test_the_adversarial_step_subtracts_lambda_times_the_outer_gradient(
     run = make_run(pool, weight=10)
     run.feedback = True
     plain = _reference_inversion_gradient(run, pool)
-    theta = {n: p.detach().clone().requires_grad_() for n, p in run.theta.items()}
+    theta = {n: p.detach().clone().requires_grad_() for n, p in run.outer.theta.items()}
     stream = generator(1, "meta_train", "adversarial episode", 0)
     episode = run.dataset.episode(3, 2, 2, stream, detach=False)
     loss = _reference_outer(theta, run, episode)
@@ -194,17 +208,17 @@ def test_state_and_load_state_are_everything(pool: list[Teacher]) -> None:
 
 
 def test_the_average_is_the_mean_head_included(pool: list[Teacher], tmp_path: Path) -> None:
-    theta = average(pool, "conv4", 3)
+    theta = average(pool, setting(pool))
     for name, p in theta.items():
         mean = torch.stack([dict(t.net.named_parameters())[name] for t in pool]).mean(0)
         assert torch.equal(p, mean)
-    with pytest.raises(BadInput, match=r"teacher 0 is a conv4 with 3 outputs, the learner.* 4"):
-        average(pool, "conv4", 4)
+    with pytest.raises(BadInput, match=r"teacher-00.* is a conv4 with 3 outputs .* conv4 with 4"):
+        average(pool, setting(pool, n_way=4))
     info = teacher_info(0, architecture="resnet10")
     save_teacher(tmp_path / "mixed" / info.file, info, random_state(info))
     save_manifest(tmp_path / "mixed", [info])
     mixed = load_pool(tmp_path / "mixed")
-    with pytest.raises(BadInput, match="allowed for this pool: random"):
+    with pytest.raises(BadInput, match="allowed where architectures differ"):
         make_run(mixed)
 
 
@@ -214,16 +228,8 @@ def test_a_pool_of_several_architectures_is_inverted(tmp_path: Path) -> None:
     for info in infos:
         save_teacher(tmp_path / info.file, info, random_state(info))
     save_manifest(tmp_path, infos)
-    settings = SETTINGS.episode_inversion.model_copy(update={"compile": "never", "start": "random"})
-    run = EpisodeInversionRun(
-        load_pool(tmp_path),
-        settings,
-        NoCurriculum(curriculum_weight=0.0),
-        budget=MetaTrainBudget(n_iterations=2, curriculum_start=0, n_snapshots=1),
-        **SHAPE,
-        seed=0,
-        device="cpu",
-    )
+    mixed = Scenario(architectures="conv4+resnet10", start="random", teachers_per_step="all")
+    run = make_run(load_pool(tmp_path), weight=0, scenario=mixed)
     first = run.step(0)
     for t in range(1, 15):
         last = run.step(t)
@@ -238,13 +244,13 @@ def test_compiled_outer_loss_equals_eager(double: None, pool: list[Teacher]) -> 
     for wish in ("never", "always"):
         run = make_run(pool, compile=wish)
         episode = run.dataset.episode(3, 2, 2, generator(0, "e"), detach=False)
-        inputs = [*run.theta.values(), *run.dataset.images]
-        outer = run._outer(run.theta, episode)
+        inputs = [*run.outer.theta.values(), *run.dataset.images]
+        outer = run.outer.loss(run.outer.theta, episode)
         gradients = torch.autograd.grad(outer.loss, inputs, allow_unused=True)
         found.append((outer.loss.item(), gradients))
     (loss, gradients), (compiled_loss, compiled) = found
     assert compiled_loss == pytest.approx(loss, rel=1e-12)
-    assert sum(g is not None for g in gradients) > len(run.theta)
+    assert sum(g is not None for g in gradients) > len(run.outer.theta)
     for a, b in zip(gradients, compiled, strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.allclose(a, b, rtol=1e-8, atol=1e-11)

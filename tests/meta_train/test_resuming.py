@@ -33,11 +33,10 @@ def _start(
     budget.update(n_iterations=N_ITERATIONS, curriculum_start=5, n_snapshots=4)
     folder.mkdir(exist_ok=True)
     yaml.dump(document, folder / "params.yaml")
-    arguments = (
-        f"--pool {pool} --n-way 3 --n-shot 2 --method eci --budget quick --out {folder / 'out'}"
-    )
+    arguments = f"--pool {pool} --scenario ss --n-way 3 --n-shot 2 --method eci --budget quick"
+    arguments += f" --out {folder / 'out'}"
     code = (
-        "import time, stages.meta_train.loop as loop\n"
+        "import time, stages.common.loop as loop\n"
         "from stages.meta_train.episode_inversion import EpisodeInversionRun as Run\n"
         "loop.SECONDS_BETWEEN_CHECKPOINTS = 0\n"
         "step = Run.step\n"
@@ -120,7 +119,7 @@ def test_the_outputs_of_a_run(whole: tuple[Path, Path]) -> None:
     }
     _, _, info = load_learner(folder / "out/snapshots/iteration-000030.safetensors")
     assert (info.iteration, info.method, info.n_way) == (30, "eci", 3)
-    assert Image.open(folder / "out" / "synthetic.png").size == (4 * 16 * 2, 5 * 16 * 2)
+    assert Image.open(folder / "out" / "synthetic.png").size == (4 * 64, 16 + 5 * 64)
     assert [p.name for p in (folder / ".work").iterdir()] == ["locks"]
 
 

@@ -88,11 +88,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         device="cpu",
         n_query=4,
         datasets__glyphs__images_per_class=20,
+        datasets__textures__images_per_class=20,
         pretrain__pool_size=3,
         meta_test__n_episodes=6,
         meta_test__icfil__head_steps=5,
-        budgets__quick__pretrain__epochs=2,
+        meta_test__tuned_steps__n_episodes=2,
+        meta_test__curve_episodes=4,
+        budgets__quick__pretrain={"epochs": 2, "resnet_epochs": 1, "batch_size": 16},
         budgets__quick__meta_train={"n_iterations": 8, "curriculum_start": 1, "n_snapshots": 2},
+        budgets__quick__data_based={"n_iterations": 4, "n_snapshots": 2},
         budgets__quick__meta_test__n_val_episodes=3,
     )
     project.commit("small parameters")

@@ -11,8 +11,8 @@ from stages.common.dataset import ClassImages, Normalisation
 from stages.common.pool import load_pool
 from stages.interface import params
 from stages.pretrain import pool as pool_module
-from stages.pretrain.params import Pretrain
-from stages.pretrain.pool import teacher_classes, train_pool
+from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.pretrain.pool import Lesson, plan_pool, teacher_classes, train_pool
 from stages.pretrain.teacher import split_class
 from tests.conftest import ROOT
 
@@ -39,13 +39,13 @@ def data() -> ClassImages:
 @given(
     n_classes=st.integers(2, 70),
     n_way=st.integers(2, 12),
-    size=st.one_of(st.just("auto"), st.integers(1, 30)),
+    size=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
 def test_every_class_is_taught_before_any_is_taught_twice(n_classes, n_way, size, seed) -> None:
-    hands = teacher_classes(n_classes, n_way, size, seed)
+    hands = teacher_classes(n_classes, n_way, size, seed, "tiny")
     per_round = -(-n_classes // n_way)
-    assert len(hands) == (per_round if size == "auto" else size)
+    assert len(hands) == size
     for start in range(0, len(hands), per_round):
         deal = [c for hand in hands[start : start + per_round] for c in hand]
         assert len(deal) == len(set(deal))
@@ -55,10 +55,38 @@ def test_every_class_is_taught_before_any_is_taught_twice(n_classes, n_way, size
 
 
 def test_the_papers_pool() -> None:
-    assert [len(hand) for hand in teacher_classes(64, 5, "auto", 0)] == [5] * 12 + [4]
-    assert [len(hand) for hand in teacher_classes(64, 10, "auto", 0)] == [10] * 6 + [4]
-    assert teacher_classes(64, 5, "auto", 0) != teacher_classes(64, 5, "auto", 1)
-    assert teacher_classes(64, 5, 2, 0) == teacher_classes(64, 5, "auto", 0)[:2]
+    data = [_colours("a", 64)]
+    pools = {n: plan_pool(data, ["conv4"], n, "auto", 0) for n in (5, 10)}
+    assert [len(lesson.classes) for lesson in pools[5]] == [5] * 12 + [4]
+    assert [len(lesson.classes) for lesson in pools[10]] == [10] * 6 + [4]
+    assert pools[5] != plan_pool(data, ["conv4"], 5, "auto", 1)
+    assert plan_pool(data, ["conv4"], 5, 2, 0) == pools[5][:2]
+
+
+def test_mixed_pools_draw_architecture_and_data_set_and_deal_each_deck() -> None:
+    """SH and MH: every teacher's draws have streams of their own."""
+    data = [_colours("a", 20), _colours("b", 9)]
+    names = ["conv4", "resnet10", "resnet18"]
+    lessons = plan_pool(data, names, 5, 40, 0)
+    assert {lesson.architecture for lesson in lessons} == set(names)
+    for part, per_round in zip(data, (4, 2), strict=True):
+        hands = [lesson.classes for lesson in lessons if lesson.data is part]
+        assert len(hands) > per_round
+        for start in range(0, len(hands) - per_round, per_round):
+            deal = [c for hand in hands[start : start + per_round] for c in hand]
+            assert sorted(deal) == list(range(len(part.class_ids)))
+    assert len(plan_pool(data, names, 5, "auto", 0)) == 4  # the larger data set, once
+    assert plan_pool(data, names, 5, 7, 0) == lessons[:7]
+
+
+def _colours(name: str, n_classes: int) -> ClassImages:
+    norm = Normalisation((0.5,) * 3, (0.25,) * 3)
+    names = [f"{name}{c}" for c in range(n_classes)]
+    return ClassImages(name, list(range(n_classes)), names, [], 16, norm)
+
+
+def _length(epochs: int) -> PretrainBudget:
+    return PretrainBudget(epochs=epochs, resnet_epochs=epochs, batch_size=128)
 
 
 def test_train_fraction_leaves_both_parts() -> None:
@@ -70,7 +98,8 @@ def test_train_fraction_leaves_both_parts() -> None:
 def test_teachers_learn_and_the_manifest_says_what(
     data: ClassImages, settings: Pretrain, tmp_path: Path
 ) -> None:
-    infos = train_pool(tmp_path, data, settings, n_way=3, epochs=4, seed=0, device="cpu")
+    lessons = plan_pool([data], ["conv4"], 3, "auto", 0)
+    infos = train_pool(tmp_path, lessons, settings, _length(4), n_way=3, seed=0, device="cpu")
     assert [len(info.class_ids) for info in infos] == [3, 3, 1]
     pool = load_pool(tmp_path)
     taught = [c for info in infos for c in info.class_ids]
@@ -92,7 +121,8 @@ def test_interrupted_and_continued_gives_the_same_bytes(
     data: ClassImages, settings: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(folder: Path) -> None:
-        train_pool(folder, data, settings, n_way=3, epochs=2, seed=3, device="cpu")
+        lessons = plan_pool([data], ["conv4"], 3, "auto", 3)
+        train_pool(folder, lessons, settings, _length(2), n_way=3, seed=3, device="cpu")
 
     run(tmp_path / "whole")
     save = pool_module.save_teacher
@@ -117,7 +147,7 @@ def test_interrupted_and_continued_gives_the_same_bytes(
 def test_other_architectures_train(
     architecture: str, data: ClassImages, settings: Pretrain, tmp_path: Path
 ) -> None:
-    other = settings.model_copy(update={"architecture": architecture, "pool_size": 1})
-    (info,) = train_pool(tmp_path, data, other, n_way=3, epochs=2, seed=0, device="cpu")
+    lessons = [Lesson(architecture, data, [0, 1, 2])]
+    (info,) = train_pool(tmp_path, lessons, settings, _length(2), n_way=3, seed=0, device="cpu")
     assert info.architecture == architecture
     assert load_pool(tmp_path)[0].info == info
