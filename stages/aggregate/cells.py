@@ -19,6 +19,7 @@ from stages.common.files import load_json
 from stages.interface.errors import BadInput
 
 REPORTS = Path("reports")
+EVALUATIONS = Path("models/evaluations")
 
 
 class Part(BaseModel):

@@ -75,7 +75,7 @@ def report(
 ) -> None:
     """All tables and figures of the cells run so far, of all seeds, and a page that shows them."""
     from stages.aggregate.cells import load_budget
-    from stages.aggregate.gallery import draw_all, pictures_made_elsewhere
+    from stages.aggregate.gallery import draw_all, keep_pictures, pictures_made_elsewhere
     from stages.aggregate.layouts import PAPER, every_row
     from stages.aggregate.report import report as page
     from stages.aggregate.results import results
@@ -87,6 +87,7 @@ def report(
     with written_whole(out / "tables") as folder:
         for sheet in (*paper, *others):
             _save_sheet(folder, sheet.name, sheet)
+    keep_pictures(cells)
     with written_whole(out / "figures") as folder:
         folder.mkdir()
         pictures = draw_all(folder, cells, results(cells)) + pictures_made_elsewhere(budget)
@@ -163,6 +164,7 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
     """The files that the `plots` of the root dvc.yaml name: all of them, whatever there is."""
     import pandas as pd
 
+    from stages.aggregate.cells import EVALUATIONS
     from stages.aggregate.figures import save_accuracies, save_placeholder, save_training
     from stages.aggregate.names import row_name
     from stages.aggregate.results import frame
@@ -180,7 +182,7 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
         save_training(folder / "training.png", [cell], f"{cell.key}, budget {cell.budget}")
     else:
         save_placeholder(folder / "training.png", "no meta-training")
-    images = Path("models/evaluations") / cell.key / "synthetic.png"
+    images = EVALUATIONS / cell.key / "synthetic.png"
     if images.is_file():
         shutil.copy(images, folder / "synthetic.png")
     else:

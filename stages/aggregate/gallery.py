@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.aggregate.cells import REPORTS, Cell, by_task
+from stages.aggregate.cells import EVALUATIONS, REPORTS, Cell, by_task, path_of
 from stages.aggregate.figures import (
     save_accuracies,
     save_classes,
@@ -16,6 +17,7 @@ from stages.aggregate.figures import (
 )
 from stages.aggregate.names import PURER, data_name, method_name, row_name, row_order
 from stages.aggregate.results import Result
+from stages.common.files import load_json, written_whole
 from stages.interface.errors import BadInput
 
 
@@ -42,6 +44,23 @@ def draw_all(folder: Path, cells: Sequence[Cell], results: Sequence[Result]) -> 
         pictures += _curves(folder, name, title, found)
         pictures += _details(folder, title, found)
     return pictures
+
+
+def keep_pictures(cells: Sequence[Cell]) -> None:
+    """Copy PURER's synthetic images from models/ to beside the cells, where git keeps them.
+
+    Only of the very run that a cell tells of: models/ may hold another budget or seed by now.
+    """
+    for cell in cells:
+        evaluation = EVALUATIONS / cell.key
+        source, provenance = evaluation / "synthetic.png", evaluation / "provenance.json"
+        if cell.method != PURER[0] or not (source.is_file() and provenance.is_file()):
+            continue
+        own = cell.provenance[-1].model_dump(exclude={"stage"})
+        if own.items() <= load_json(provenance).items():
+            target = path_of(cell.key, cell.budget, cell.seed).parent / "pictures"
+            with written_whole(target / f"{cell.key}.png") as temporary:
+                shutil.copy(source, temporary)
 
 
 def pictures_made_elsewhere(budget: str) -> list[Picture]:

@@ -22,8 +22,8 @@ METHODS = {
     "eci_lambda05": "ECI (λ = 0.5)",
     "eci_pool2": "ECI (2 teachers)",
     "eci_pool6": "ECI (6 teachers)",
-    "protonet": "Prototypical network on ECI's episodes",
-    "anil": "ANIL on ECI's episodes",
+    "protonet": "Prototypical network on EI's episodes",
+    "anil": "ANIL on EI's episodes",
 }
 DATA_BASED = {
     "maml_dagger": "MAML†",

@@ -69,7 +69,7 @@ class View:
 
 def resized(x: Tensor, size: int) -> Tensor:
     """(n, 3, h, w) to (n, 3, size, size): bilinear, smoothed first where it shrinks."""
-    if x.shape[-1] == size:
+    if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 

@@ -127,6 +127,7 @@ def load_adam_state(optimizers: Adams, tensors: Mapping[str, Tensor]) -> None:
         for name, i, optimizer, p in _parameters(optimizers):
             prefix = f"{name}.{i}"
             p.copy_(tensors[prefix])
+            optimizer.state.pop(p, None)
             if f"{prefix}.step" in tensors:
                 optimizer.state[p] = {
                     "step": tensors[f"{prefix}.step"].clone(),

@@ -41,12 +41,19 @@ def similarity(
         for name, images in zip(part.class_names, part.images, strict=True)
     }
     names, invented, real = [], [], []
-    for i in range(len(metadata["teachers"])):
+    for i, known in enumerate(metadata["teachers"]):
         info = pool[i].info
+        if (info.dataset, list(info.class_names)) != (known["dataset"], known["class_names"]):
+            raise BadInput(
+                f"{synthetic}: its teacher {i} knows other classes than {info.file} of the pool:"
+                " synthetic images of another pool"
+            )
         images, labels = tensors[f"teacher-{i:02d}.images"], tensors[f"teacher-{i:02d}.labels"]
         for label, name in enumerate(info.class_names):
             if (info.dataset, name) not in places:
                 raise BadInput(f"{info.file}: its class {name!r} is no meta-train class")
+            if name in names:
+                continue  # taught by an earlier teacher too
             names.append(name)
             invented.append(_mean_of_synthetic(images[labels == label][:n_images], info, pool))
             real.append(_mean_of_real(places[info.dataset, name][:n_images], pool))

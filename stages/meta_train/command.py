@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,12 +57,18 @@ def meta_train(
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
     from stages.interface.device import resolve
+    from stages.meta_train.starts import taught_by
 
     device = resolve(given["device"])
     teachers = load_pool(pool, device)
-    n_classes = sum(len(teacher.info.class_ids) for teacher in teachers)
+    own = given["meta_train.{method}"]
+    taught = taught_by(teachers, getattr(own, "n_teachers", "all"))
+    n_classes = sum(len(teacher.info.class_ids) for teacher in taught)
     if n_way > n_classes:
-        raise BadInput(f"n_way = {n_way}: the teachers of {pool} know only {n_classes} classes")
+        raise BadInput(
+            f"n_way = {n_way}: the {len(taught)} teachers of {pool} that {method} learns from know"
+            f" only {n_classes} classes"
+        )
     length = given["budgets.{budget}.meta_train"]
     setting = Setting(
         architecture=given["learner"].architecture,
@@ -74,12 +81,11 @@ def meta_train(
         seed=given["seed"],
         device=device,
     )
-    sections = (given["meta_train.{family}"], given["meta_train.{method}"])
     n_iterations = length.n_iterations if row.trains else 0
     minutes = train_and_save(
         "meta_train",
         method,
-        lambda: row.start(teachers, *sections, setting),
+        lambda: row.start(taught, given["meta_train.{family}"], own, setting),
         out,
         inputs=[given, n_shot],
         files=[pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)],
@@ -89,12 +95,12 @@ def meta_train(
         n_snapshots=length.n_snapshots,
         seed=given["seed"],
         device=device,
-        also=lambda folder, run: _save_synthetic(folder, run, teachers),
+        also=lambda folder, run: _save_synthetic(folder, run, taught),
     )
     typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")
 
 
-def _save_synthetic(folder: Path, run: Run, teachers: list[Teacher]) -> None:
+def _save_synthetic(folder: Path, run: Run, teachers: Sequence[Teacher]) -> None:
     """synthetic.safetensors and synthetic.png, of methods that have synthetic images."""
     from stages.common.files import save_tensors
     from stages.meta_train.picture import save_picture
@@ -102,7 +108,6 @@ def _save_synthetic(folder: Path, run: Run, teachers: list[Teacher]) -> None:
     synthetic = run.synthetic()
     if not synthetic:
         return
-    teachers = teachers[: len(synthetic)]
     tensors: dict[str, Tensor] = {}
     for i, (images, labels) in enumerate(synthetic):
         tensors |= {f"teacher-{i:02d}.images": images, f"teacher-{i:02d}.labels": labels}

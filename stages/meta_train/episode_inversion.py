@@ -30,7 +30,6 @@ from stages.common.meta_learners import OuterLoop, adam_state, load_adam_state, 
 from stages.common.params import InversionWeights
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
-from stages.interface.errors import BadInput
 from stages.meta_train.curriculum import GradientSwitch
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, EpisodeInversion, NoCurriculum
@@ -74,7 +73,6 @@ class EpisodeInversionRun:
         own: Curriculum | NoCurriculum,
         setting: Setting,
     ) -> None:
-        pool = _first(pool, own.n_teachers)
         self._params, self._own, self._setting = params, own, setting
         self.architecture, self.meta_learner = setting.architecture, own.meta_learner
         self._shape = (setting.n_way, setting.n_shot, setting.n_query)
@@ -210,15 +208,6 @@ class EpisodeInversionRun:
 
     def _adams(self) -> dict[str, torch.optim.Optimizer]:
         return {"images": self._image_optimizer, "theta": self.outer.optimizer}
-
-
-def _first(pool: Sequence[Teacher], n_teachers: int | str) -> Sequence[Teacher]:
-    """The pool's first `n_teachers`, or "all" (table 8: how much does a larger pool help)."""
-    if n_teachers == "all":
-        return pool
-    if int(n_teachers) > len(pool):
-        raise BadInput(f"n_teachers = {n_teachers}: the pool has {len(pool)}; allowed: up to that")
-    return pool[: int(n_teachers)]
 
 
 def _state(teacher: Teacher) -> dict[str, Tensor]:

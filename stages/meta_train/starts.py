@@ -14,6 +14,18 @@ from stages.interface.errors import BadInput
 from stages.meta_train.methods import Setting
 
 
+def taught_by(pool: Sequence[Teacher], n_teachers: int | str) -> Sequence[Teacher]:
+    """The pool's first `n_teachers`, or "all" (table 8: how much does a larger pool help).
+
+    Raises BadInput if the pool has fewer.
+    """
+    if n_teachers == "all":
+        return pool
+    if int(n_teachers) > len(pool):
+        raise BadInput(f"n_teachers = {n_teachers}: the pool has {len(pool)}; allowed: up to that")
+    return pool[: int(n_teachers)]
+
+
 def drawn(setting: Setting) -> Theta:
     """Freshly drawn parameters."""
     stream = generator(setting.seed, "meta_train", "initialisation")

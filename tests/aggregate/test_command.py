@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from stages.aggregate.command import app
 from stages.aggregate.layouts import PAPER, cells_of
-from tests.aggregate.fakes import write_cell
+from tests.aggregate.fakes import fake_cell, write_cell
 
 CELL = "ss-cifar_fs-5way-1shot-eci"
 GIVEN = {
@@ -63,6 +63,19 @@ def test_table_is_whole_or_refused(project: Path) -> None:
     run(*arguments)
     assert first == {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert 'did you mean "table_1"' in run("table", "tabel_1", *arguments[2:], code=2)
+
+
+def test_pictures_of_the_very_run_are_kept(project: Path) -> None:
+    """models/ may hold the images of another budget or seed by now."""
+    runs = [{**run, "minutes": 7.25} for run in fake_cell(CELL, 0)["provenance"]]
+    cells = [write_cell(project, CELL, 0, provenance=runs), write_cell(project, CELL, 1)]
+    evaluation = Path("models/evaluations") / CELL
+    evaluation.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(evaluation / "synthetic.png")
+    own = {k: v for k, v in runs[-1].items() if k != "stage"}
+    (evaluation / "provenance.json").write_text(json.dumps(own))
+    run("report", "--budget", "quick")
+    assert [(p.parent / "pictures" / f"{CELL}.png").is_file() for p in cells] == [True, False]
 
 
 def test_report_needs_a_cell(project: Path) -> None:

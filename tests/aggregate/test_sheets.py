@@ -106,7 +106,7 @@ def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:
         "Pool: all teachers' features, nearest class mean",
     ]
     assert "distill + linear probe" in labels  # a method that no table knows
-    assert labels.index("ANIL on ECI's episodes + one step") < labels.index("distill + one step")
+    assert labels.index("ANIL on EI's episodes + one step") < labels.index("distill + one step")
     assert labels[-1] == "Prototypical network + nearest class mean (data-based)"
     assert "ss-glyphs-5way-5shot-dro" in cells_of(glyphs)
     assert not any("dro" in key for key in cells_of(mixed))

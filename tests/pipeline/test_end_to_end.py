@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import Project
+from tests.pipeline.conftest import BIN, Project
 
 CELL = "ss-glyphs-5way-5shot-eci"
 POOL = "ss-glyphs-5way"
@@ -72,7 +74,7 @@ def test_what_a_run_leaves(project: Project) -> None:
     selected = project.root / "reports/selected"
     table = (selected / "table.md").read_text()
     assert "ECI + ICFIL (PURER)" in table
-    assert "side by side" in table  # the pool's own rows stand beside every learner's
+    assert "all teachers' features" in table  # the pool's own rows stand beside every learner's
     for picture in ("accuracy.png", "training.png", "synthetic.png"):
         assert Image.open(selected / picture).size[0] > 300
 
@@ -281,6 +283,30 @@ def test_a_table_fails_on_a_missing_cell(project: Project) -> None:
     assert "reports/quick/seed-0/ss-cifar_fs-5way-1shot-average.json: no such file" in output
     assert "dvc repro stages/dvc.yaml:table_1" in output
     assert not (project.root / "x").exists()
+
+
+def test_two_processes_make_two_cells_at_once(project: Project) -> None:
+    """`dvc repro -s`: each makes its own stage; DVC keeps the two from each other's lock file."""
+    keys = [f"{POOL}-1shot-ei", f"{POOL}-1shot-anil"]
+    for stage in ("meta_train", "meta_test"):
+        together = [
+            subprocess.Popen(
+                [BIN / "dvc", "repro", "-s", f"stages/dvc.yaml:{stage}@{key}"],
+                cwd=project.root,
+                env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for key in keys
+        ]
+        for process in together:
+            output = process.communicate(timeout=300)[0]
+            assert process.returncode == 0, output
+    for key in keys:
+        assert (project.root / f"reports/quick/seed-0/{key}.json").is_file()
+    targets = [f"stages/dvc.yaml:meta_test@{key}" for key in keys]
+    assert not executed(project.run("dvc", "repro", "-s", *targets))
 
 
 def test_a_second_clone_fetches_instead_of_computing(project: Project, tmp_path: Path) -> None:
