@@ -74,9 +74,7 @@ def meta_test(
         if synthetic.exists():
             train = load_splits(data, "train")
             teachers = load_pool(pool, device)
-            content["similarity"] = similarity(
-                synthetic, teachers, train, settings.similarity_images
-            )
+            content["similarity"] = similarity(synthetic, teachers, train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
     content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
     with written_whole(out) as temporary:

@@ -38,8 +38,7 @@ class Seen(NamedTuple):
 def seen_by(teacher: Teacher, data: Sequence[ClassImages], precision: str, device: str) -> Seen:
     """The teacher on all images, at its own size and normalisation, BatchNorm in eval mode."""
     seen = Seen([], [])
-    half = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half):
+    with torch.inference_mode(), at(precision, device):
         for part in data:
             features, log_probabilities = [], []
             for images in part.images:
@@ -54,6 +53,12 @@ def seen_by(teacher: Teacher, data: Sequence[ClassImages], precision: str, devic
             seen.features.append(features)
             seen.log_probabilities.append(log_probabilities)
     return seen
+
+
+def at(precision: str, device: str) -> torch.autocast:
+    """The context in which networks compute at `precision`."""
+    half = precision == "bfloat16"
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half)
 
 
 def side_by_side(blocks: Sequence[Blocks]) -> Blocks:

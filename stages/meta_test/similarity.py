@@ -23,10 +23,12 @@ from stages.common.dataset import ClassImages
 from stages.common.files import load_tensors
 from stages.common.pool import Teacher, TeacherInfo
 from stages.interface.errors import BadInput
+from stages.meta_test.params import MetaTest
+from stages.meta_test.pool_features import at
 
 
 def similarity(
-    synthetic: Path, pool: Sequence[Teacher], data: Sequence[ClassImages], n_images: int
+    synthetic: Path, pool: Sequence[Teacher], data: Sequence[ClassImages], params: MetaTest
 ) -> dict[str, Any]:
     """Cosines of synthetic (rows) to real (columns) class means, and what they say.
 
@@ -41,6 +43,7 @@ def similarity(
         for name, images in zip(part.class_names, part.images, strict=True)
     }
     names, invented, real = [], [], []
+    n_images, precision = params.similarity_images, params.pool.precision
     for i, known in enumerate(metadata["teachers"]):
         info = pool[i].info
         if (info.dataset, list(info.class_names)) != (known["dataset"], known["class_names"]):
@@ -55,8 +58,10 @@ def similarity(
             if name in names:
                 continue  # taught by an earlier teacher too
             names.append(name)
-            invented.append(_mean_of_synthetic(images[labels == label][:n_images], info, pool))
-            real.append(_mean_of_real(places[info.dataset, name][:n_images], pool))
+            invented.append(
+                _mean_of_synthetic(images[labels == label][:n_images], info, pool, precision)
+            )
+            real.append(_mean_of_real(places[info.dataset, name][:n_images], pool, precision))
     cosines = _centred(torch.stack(invented)) @ _centred(torch.stack(real)).T
     own = cosines.diagonal()
     n = len(names)
@@ -71,21 +76,24 @@ def similarity(
     }
 
 
-def _mean_of_synthetic(x: Tensor, info: TeacherInfo, pool: Sequence[Teacher]) -> Tensor:
-    return _mean([teacher.info.view.of_another(x, info.normalisation) for teacher in pool], pool)
+def _mean_of_synthetic(
+    x: Tensor, info: TeacherInfo, pool: Sequence[Teacher], precision: str
+) -> Tensor:
+    inputs = [teacher.info.view.of_another(x, info.normalisation) for teacher in pool]
+    return _mean(inputs, pool, precision)
 
 
-def _mean_of_real(images: Tensor, pool: Sequence[Teacher]) -> Tensor:
-    return _mean([teacher.info.view.of(images) for teacher in pool], pool)
+def _mean_of_real(images: Tensor, pool: Sequence[Teacher], precision: str) -> Tensor:
+    return _mean([teacher.info.view.of(images) for teacher in pool], pool, precision)
 
 
-def _mean(inputs: Sequence[Tensor], pool: Sequence[Teacher]) -> Tensor:
+def _mean(inputs: Sequence[Tensor], pool: Sequence[Teacher], precision: str) -> Tensor:
     """Mean over images of all teachers' unit features side by side: (sum of d_i,)."""
     parts = []
-    with torch.inference_mode():
+    device = str(next(pool[0].net.parameters()).device)
+    with torch.inference_mode(), at(precision, device):
         for x, teacher in zip(inputs, pool, strict=True):
-            device = next(teacher.net.parameters()).device
-            features = teacher.net(channels_last(x.to(device))).features
+            features = teacher.net(channels_last(x.to(device))).features.float()
             parts.append(F.normalize(features, dim=1).mean(0))
     return torch.cat(parts)
 

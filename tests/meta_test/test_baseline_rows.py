@@ -28,12 +28,19 @@ from stages.meta_test.cell import save_cell, save_episodes
 from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, fixed_tasks, right
 from stages.meta_test.evaluate import Row, Tasks
 from stages.meta_test.one_step import outputs
-from stages.meta_test.params import POOL_ROWS
+from stages.meta_test.params import POOL_ROWS, MetaTest
 from stages.meta_test.similarity import similarity
 from stages.meta_test.tuned_steps import candidates, choose
 from tests.conftest import ROOT, random_state, teacher_info
 
-SETTINGS = params.load(ROOT / "params.yaml").meta_test
+GIVEN = params.load(ROOT / "params.yaml").meta_test
+SETTINGS = GIVEN.model_copy(update={"pool": GIVEN.pool.model_copy(update={"precision": "float32"})})
+
+
+def _exact(n_images: int) -> MetaTest:
+    return SETTINGS.model_copy(update={"similarity_images": n_images})
+
+
 NORM = Normalisation((0.5,) * 3, (0.25,) * 3)
 OTHER = {"mean": (0.1, 0.6, 0.5), "std": (0.5, 0.1, 0.4)}
 
@@ -323,7 +330,7 @@ def test_real_images_are_most_similar_to_themselves(tmp_path: Path) -> None:
     data = _images("tiny", 0, n_classes=9)
     images = dict(zip(data.class_names, data.images, strict=True))
     path = _synthetic(tmp_path / "synthetic.safetensors", pool, images)
-    found = similarity(path, pool, [_images("second", 6), data], 8)
+    found = similarity(path, pool, [_images("second", 6), data], _exact(8))
     assert (found["own"], found["nearest_is_own"]) == (1.0, 100.0)
     assert found["classes"] == [f"class{i}" for i in range(8)]
     matrix = torch.tensor(found["matrix"])
@@ -333,7 +340,7 @@ def test_real_images_are_most_similar_to_themselves(tmp_path: Path) -> None:
     assert others.max() < 1
 
     # Each class shown as its neighbour: the diagonal moves.
-    turned = similarity(_synthetic(path, pool, images, turn=1), pool, [data], 8)
+    turned = similarity(_synthetic(path, pool, images, turn=1), pool, [data], _exact(8))
     assert (turned["nearest_is_own"], turned["own"] < 0.5) == (0.0, True)
     names, by = turned["classes"], torch.tensor(turned["matrix"]).argmax(1).tolist()
     assert [names[j] for j in by] == [f"class{i}" for i in (1, 2, 0, 4, 5, 3, 7, 6)]
@@ -346,10 +353,10 @@ def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
     path = _synthetic(
         tmp_path / "synthetic.safetensors", pool, dict(zip(data.class_names, spoilt, strict=True))
     )
-    assert similarity(path, pool, [data], 4)["own"] == 1.0
-    assert similarity(path, pool, [data], 8)["own"] < 1.0
+    assert similarity(path, pool, [data], _exact(4))["own"] == 1.0
+    assert similarity(path, pool, [data], _exact(8))["own"] < 1.0
     with pytest.raises(BadInput, match=r"teacher-00.*: its class 'class0' is no meta-train class"):
-        similarity(path, pool, [_images("second", 0)], 4)
+        similarity(path, pool, [_images("second", 0)], _exact(4))
 
 
 # --- snapshots and the cell's file --------------------------------------------------------------
