@@ -58,7 +58,7 @@ class Row:
             "ci95": round(1.96 * std / math.sqrt(n), 4),
             "std": round(std, 4),
             "protocol": self.protocol,
-            "correct": [round(c, 3) if c % 1 else int(c) for c in correct.tolist()],
+            "correct": [round(c, 6) if c % 1 else int(c) for c in correct.tolist()],
         }
         if self.snapshot is not None:
             content["snapshot"] = self.snapshot
