@@ -9,8 +9,10 @@ from stages.aggregate import command as aggregate
 from stages.data_based import command as data_based
 from stages.meta_test import command as meta_test
 from stages.meta_train import command as meta_train
+from stages.pool import command as pool
 from stages.pretrain import command as pretrain
 from stages.split import command as split
+from stages.use import command as use
 
 app = typer.Typer(
     help="Data-free meta-learning: a pool of classifiers in, a few-shot learner out.",
@@ -24,4 +26,8 @@ app.command("meta_train")(meta_train.meta_train)
 app.command("data_based")(data_based.data_based)
 app.command("meta_test")(meta_test.meta_test)
 app.command("report")(aggregate.report)
+app.command("export")(use.export)
+app.command("adapt")(use.adapt)
+app.command("embed")(use.embed)
+app.add_typer(pool.app, name="pool", help="Bring your own classifiers.")
 app.add_typer(aggregate.app, name="aggregate", help="Evaluated cells -> tables, figures, metrics.")

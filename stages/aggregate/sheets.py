@@ -11,8 +11,8 @@ from stages.aggregate.cells import Cell
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
 from stages.aggregate.names import ADAPTATIONS, DATA_BASED, PURER, method_name
 from stages.aggregate.results import Result, published
+from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
-NO_DATA = "none"  # a cell's data_used if it is data-free
 NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
 LONG = 12  # rows; the notes of a longer table name kinds of rows
 _NONE = "–"
@@ -108,8 +108,10 @@ def iterations_text(cells: Iterable[Cell]) -> str:
 
 
 def _label(line: Line, here: Sequence[Result | None]) -> str:
-    sees_data = line.method in DATA_BASED or any(r and r.data_used != NO_DATA for r in here)
-    return f"{line.label} (data-based)" if sees_data else line.label
+    used = {r.data_used for r in here if r}
+    if line.method in DATA_BASED or not all(words.startswith(NO_DATA) for words in used):
+        return f"{line.label} (data-based)"
+    return f"{line.label} (image prior)" if IMAGE_PRIOR in used else line.label
 
 
 def _entries(

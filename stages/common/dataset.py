@@ -46,6 +46,11 @@ class Normalisation:
         pixels = x * self._column(self.std, x) + self._column(self.mean, x)
         return (pixels - self._column(other.mean, x)) / self._column(other.std, x)
 
+    def pixel_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What black and white are to a network: (3, 1, 1) each, of x's type and device."""
+        low = -self._column(self.mean, x) / self._column(self.std, x)
+        return low, low + 1 / self._column(self.std, x)
+
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)

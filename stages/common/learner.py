@@ -7,18 +7,20 @@ batch), `forward(theta, x, moments)` with given ones (inductive: the support set
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build, channels_last
 from stages.common.dataset import Normalisation, View
+from stages.common.distilled import Distilled, DistilledForm
 from stages.common.files import load_tensors, save_tensors
 from stages.common.pool import TeacherInfo, load_into
 from stages.interface.errors import BadInput
@@ -38,6 +40,8 @@ class LearnerInfo:
     method: str
     meta_learner: str  # how it was trained to adapt: maml, anil, protonet; none: not at all
     iteration: int
+    distilled: DistilledForm | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # of its making, once exported
 
     @property
     def normalisation(self) -> Normalisation:
@@ -51,20 +55,40 @@ class LearnerInfo:
 class Learner:
     """The network of `architecture` with n_way outputs, without weights of its own."""
 
-    def __init__(self, architecture: str, n_way: int, image_size: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        architecture: str,
+        n_way: int,
+        image_size: int,
+        device: str = "cpu",
+        distilled: DistilledForm | None = None,
+    ) -> None:
         self.n_way = n_way
-        self._batch = build(architecture, n_way, image_size, batch_statistics=True).to(device)
-        self._fixed = build(architecture, n_way, image_size).to(device).eval()
+        self.keeps_statistics = distilled is not None
+        if distilled is not None:
+            net: nn.Module = Distilled(architecture, distilled, n_way, image_size)
+            self._batch = self._fixed = net.to(device).eval()
+        else:
+            self._batch = build(architecture, n_way, image_size, batch_statistics=True).to(device)
+            self._fixed = build(architecture, n_way, image_size).to(device).eval()
         self._bn_names = [name for name, _ in bn_layers(self._fixed)]
+        self.parameters = frozenset(name for name, _ in self._batch.named_parameters())
+
+    def network(self, theta: Theta) -> nn.Module:
+        """The network with theta in it, in eval mode; of a learner that keeps its statistics."""
+        net = copy.deepcopy(self._fixed)
+        net.load_state_dict(theta)
+        return net
 
     def forward(
         self, theta: Theta, x: Tensor, moments: Sequence[tuple[Tensor, Tensor]] | None = None
     ) -> Output:
         """Logits, features and BatchNorm inputs of x (n, 3, h, w).
 
-        `moments`: mean and biased variance per BatchNorm layer; None: those of x itself.
+        `moments`: mean and biased variance per BatchNorm layer; None: those of x itself. A
+        distilled learner has its own, in theta, and normalises with these always.
         """
-        if moments is None:
+        if moments is None or self.keeps_statistics:
             output: Output = functional_call(self._batch, theta, (x,))
             return output
         state = dict(theta)
@@ -113,8 +137,9 @@ def adapt(
     move: all of them by default, "head." for ANIL (Raghu et al., 2020).
     """
     for _ in range(inner_steps):
-        moving = {name: p for name, p in theta.items() if name.startswith(part)}
-        still = {name: p for name, p in theta.items() if not name.startswith(part)}
+        names = [name for name in theta if name.startswith(part) and name in learner.parameters]
+        moving = {name: theta[name] for name in names}
+        still = {name: p for name, p in theta.items() if name not in moving}
         gradient = grad(lambda t, s=still: episode_loss(learner, {**s, **t}, x, y))(moving)
         moved = {name: p - inner_lr * gradient[name] for name, p in moving.items()}
         theta = {name: moved.get(name, p) for name, p in theta.items()}
@@ -131,18 +156,33 @@ def load_learner(path: Path, device: str = "cpu") -> tuple[Learner, Theta, Learn
     Raises BadInput for a file that is missing, truncated, foreign or of another architecture.
     """
     tensors, metadata = load_tensors(path)
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
-    }
-    try:
-        info = LearnerInfo(**values)
-    except TypeError:
-        raise BadInput(f"{path}: not a learner (its metadata has {sorted(metadata)})") from None
+    info = _info(metadata, path)
     if info.architecture not in ARCHITECTURES:
         raise BadInput(
             f"{path}: architecture = {info.architecture!r}: allowed: {', '.join(ARCHITECTURES)}"
         )
-    batch_statistics = build(info.architecture, info.n_way, info.image_size, batch_statistics=True)
-    load_into(batch_statistics, tensors, path)
+    if info.distilled is None:
+        net = build(info.architecture, info.n_way, info.image_size, batch_statistics=True)
+    else:
+        net = Distilled(info.architecture, info.distilled, info.n_way, info.image_size)
+    load_into(net, tensors, path)
     theta = {name: channels_last(t.to(device)) for name, t in sorted(tensors.items())}
-    return Learner(info.architecture, info.n_way, info.image_size, device), theta, info
+    learner = Learner(info.architecture, info.n_way, info.image_size, device, info.distilled)
+    return learner, theta, info
+
+
+def _info(metadata: dict[str, Any], path: Path) -> LearnerInfo:
+    values = {name: _frozen(value) for name, value in metadata.items()}
+    try:
+        if values.get("distilled") is not None:
+            values["distilled"] = DistilledForm(
+                **{name: _frozen(value) for name, value in values["distilled"].items()}
+            )
+        return LearnerInfo(**values)
+    except (TypeError, AttributeError):
+        raise BadInput(f"{path}: not a learner (its metadata has {sorted(metadata)})") from None
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as tuples, whatever is in them."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

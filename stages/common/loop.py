@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stages.common.distilled import DistilledForm
 from stages.common.files import load_tensors, save_tensors
 from stages.common.learner import LearnerInfo, save_learner
 from stages.interface.interrupt import deferred_interrupts
@@ -35,7 +36,12 @@ class Run(Protocol):
 
     @property
     def meta_learner(self) -> str:
-        """How it learns to adapt (stages/common/meta_learners.py); "none": it does not."""
+        """How it learns to adapt (stages/common/meta_learners.py); "none": it does not,
+        "distilled": its features are made for it."""
+
+    @property
+    def distilled(self) -> DistilledForm | None:
+        """The form of a distilled learner's network; None for every other."""
 
     def step(self, t: int) -> dict[str, float]:
         """Iteration t, from 0; what the history records of it, the same names every time."""
@@ -66,6 +72,7 @@ class Fixed:
     architecture: str
     theta: dict[str, Tensor]
     meta_learner: str = "none"
+    distilled: DistilledForm | None = None
 
     def step(self, t: int) -> dict[str, float]:
         raise AssertionError("a learner that is fixed is not trained")

@@ -29,7 +29,7 @@ class Outer(NamedTuple):
 class MetaLearner(NamedTuple):
     # (learner, theta, episode, inner_lr, inner_steps) -> logits of the query images
     query_logits: Callable[[Learner, Theta, Episode, float, int], Tensor]
-    adapts: str | None  # parameters of the inner loop: names start with this; None: no inner loop
+    adapts: str  # parameters that its inner loop moves: names start with this
 
 
 def maml(
@@ -66,7 +66,7 @@ def protonet(
 META_LEARNERS = {
     "maml": MetaLearner(maml, adapts=""),
     "anil": MetaLearner(anil, adapts="head."),
-    "protonet": MetaLearner(protonet, adapts=None),
+    "protonet": MetaLearner(protonet, adapts=""),  # it has no inner loop
 }
 
 

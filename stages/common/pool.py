@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from stages.common.architectures import ARCHITECTURES, build
 from stages.common.dataset import Normalisation, View
 from stages.common.files import load_json, load_tensors, save_json, save_tensors
-from stages.interface.errors import BadInput, did_you_mean
+from stages.common.networks import build_network, own_module
+from stages.interface.errors import BadInput
 
 MANIFEST = "manifest.json"
 
@@ -22,7 +22,7 @@ class TeacherInfo:
     """One row of the manifest."""
 
     file: str
-    architecture: str
+    architecture: str  # a name that stages/common/networks.py knows
     n_outputs: int  # may exceed the number of classes: the last teacher of a pool (METHODS 1.5)
     dataset: str
     class_ids: tuple[int, ...]  # output j stands for class_ids[j]
@@ -30,9 +30,10 @@ class TeacherInfo:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    val_accuracy: float  # percent, on the held-out part of its own classes
-    epoch: int  # the chosen one
+    val_accuracy: float | None  # percent, on the held-out part of its own classes; None: unknown
+    epoch: int | None  # the chosen one; None: unknown
     n_parameters: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of a network from elsewhere
 
     @property
     def normalisation(self) -> Normalisation:
@@ -78,24 +79,24 @@ def load_pool(folder: Path, device: str = "cpu") -> list[Teacher]:
     Raises BadInput for a missing, truncated or foreign file, for a file that disagrees with the
     manifest, and for an unknown architecture.
     """
-    return [_load_teacher(folder / info.file, info, device) for info in load_manifest(folder)]
+    return [load_teacher(folder, info, device) for info in load_manifest(folder)]
 
 
-def _load_teacher(path: Path, info: TeacherInfo, device: str) -> Teacher:
+def load_teacher(folder: Path, info: TeacherInfo, device: str = "cpu") -> Teacher:
+    """One teacher of the manifest; BadInput as `load_pool`."""
+    path = folder / info.file
     tensors, metadata = load_tensors(path)
     own = _info(metadata, path)
-    for field, value in asdict(info).items():
-        if getattr(own, field) != value:
+    for name, value in asdict(info).items():
+        if getattr(own, name) != value:
             raise BadInput(
-                f"{path}: its {field} is {getattr(own, field)!r}, the manifest says {value!r}"
+                f"{path}: its {name} is {getattr(own, name)!r}, the manifest says {value!r}"
             )
-    if info.architecture not in ARCHITECTURES:
-        raise BadInput(
-            f"{path}: architecture = {info.architecture!r}: allowed: {', '.join(ARCHITECTURES)}"
-            + did_you_mean(info.architecture, ARCHITECTURES)
-        )
-    net = build(info.architecture, info.n_outputs, info.image_size)
-    load_into(net, tensors, path)
+    try:
+        net = build_network(info.architecture, info.n_outputs, info.image_size, info.arguments)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    load_into(own_module(net), tensors, path)
     return Teacher(info, net.to(device).eval().requires_grad_(False))
 
 

@@ -18,7 +18,7 @@ from stages.interface.work import work_folder
 def train_and_save(
     stage: str,
     method: str,
-    start: Callable[[], Run],
+    start: Callable[[Path], Run],
     out: Path,
     *,
     inputs: Any,
@@ -29,17 +29,22 @@ def train_and_save(
     n_snapshots: int,
     seed: int,
     device: str,
+    data_used: str,
     also: Callable[[Path, Run], None] = lambda folder, run: None,
 ) -> float:
     """Start or resume the run, step it to its end, write `out` whole; minutes it took.
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
-    `<out>.provenance.json`. `inputs` and `files` are all that decides the result: they name the
-    folder of unfinished work.
+    `<out>.provenance.json`. `data_used`: in words, for the tables. `inputs` and `files` are
+    all that decides the result: they name the folder of unfinished work, in which `start(folder)`
+    may keep its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out) as folder:
         watch = Stopwatch(folder)
-        run = start()
+        try:
+            run = start(folder)
+        finally:
+            watch.save()
         info = LearnerInfo(
             architecture=run.architecture,
             n_way=n_way,
@@ -49,6 +54,7 @@ def train_and_save(
             method=method,
             meta_learner=run.meta_learner,
             iteration=0,
+            distilled=run.distilled,
         )
         try:
             history = meta_train(run, folder, info, n_iterations, n_snapshots, saved=watch.save)
@@ -65,5 +71,6 @@ def train_and_save(
             seed=seed,
             stage=stage,
             iterations=n_iterations,
+            data_used=data_used,
         )
         return watch.seconds / 60

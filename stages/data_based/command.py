@@ -24,6 +24,12 @@ PARAMS = (
     "budgets.{budget}.data_based",
 )
 
+# What a method saw, by its images_per_class.
+DATA_USED = {
+    "dynamic": "real meta-training images (as many as the synthetic ones)",
+    "all": "all real meta-training images",
+}
+
 app = typer.Typer(add_completion=False)
 
 
@@ -68,7 +74,7 @@ def data_based(
     minutes = train_and_save(
         "data_based",
         method,
-        lambda: RealRun(
+        lambda _: RealRun(
             images,
             view,
             given["learner"].architecture,
@@ -90,5 +96,6 @@ def data_based(
         n_snapshots=length.n_snapshots,
         seed=given["seed"],
         device=device,
+        data_used=DATA_USED[own.images_per_class],
     )
     typer.echo(f"{out}: {length.n_iterations} iterations of {method} in {minutes:.1f} minutes")

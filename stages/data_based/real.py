@@ -36,6 +36,8 @@ def subset(images: Sequence[Tensor], n_per_class: int, seed: int) -> list[Tensor
 class RealRun:
     """The state of one meta-training run on real episodes and its `step`."""
 
+    distilled = None
+
     def __init__(
         self,
         images: Sequence[Tensor],

@@ -21,7 +21,7 @@ from stages.data_based.params import DATA_BASED, DataBased, DataBasedBudget
 from stages.interface.errors import BadInput, did_you_mean
 from stages.meta_test.params import POOL_ROWS, SUITS, MetaTest, MetaTestBudget
 from stages.meta_train.methods import METHODS
-from stages.meta_train.params import MetaTrain, MetaTrainBudget
+from stages.meta_train.params import DistillationBudget, MetaTrain, MetaTrainBudget
 from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
@@ -36,6 +36,7 @@ class Scenarios(Section):
 class Budget(Section):
     pretrain: PretrainBudget
     meta_train: MetaTrainBudget
+    distillation: DistillationBudget
     data_based: DataBasedBudget
     meta_test: MetaTestBudget
 

@@ -13,6 +13,10 @@ from typing import Any
 
 from stages.common.files import save_json
 
+# What training saw of data. Whatever does not begin with "none" is data-based.
+NO_DATA = "none"
+IMAGE_PRIOR = "none, but a hand-made image prior (procedural images)"
+
 
 class Stopwatch:
     """Seconds of work on a job, over all its interruptions: kept in the job's folder."""

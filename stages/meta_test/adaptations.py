@@ -15,10 +15,11 @@ from torch import Tensor
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner
 from stages.common.meta_learners import META_LEARNERS
 from stages.common.seeds import generator
+from stages.interface.progress import Reporter
 from stages.meta_test import icfil, nearest_class_mean, one_step, tuned_steps
 from stages.meta_test.episodes import RealEpisodes
 from stages.meta_test.linear_probe import probe
-from stages.meta_test.params import MetaTest
+from stages.meta_test.params import MetaTest, fresh_head
 
 Done = Callable[[int], None]
 
@@ -39,10 +40,19 @@ class Model:
     def adapts(self) -> str:
         """Which parameters its inner loop moves: all, or those whose names start with this."""
         row = META_LEARNERS.get(self.info.meta_learner)
-        return (row.adapts or "") if row else ""
+        return row.adapts if row else ""
+
+    def metric(self, params: MetaTest) -> str:
+        """Of nearest class mean; a prototypical network keeps that of its training."""
+        trained = self.info.meta_learner == "protonet"
+        return "euclidean" if trained else params.nearest_class_mean.metric
+
+    def batch_norm(self, params: MetaTest) -> str:
+        """A distilled learner normalises with its own statistics, which see no query image."""
+        return "inductive" if self.learner.keeps_statistics else params.batch_norm
 
 
-def _as_given(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> MetaTest:
+def _as_given(model: Model, episodes: RealEpisodes, params: MetaTest) -> MetaTest:
     return params
 
 
@@ -52,10 +62,10 @@ class Adaptation:
 
     # -> labels (n_episodes, n_way * n_query); calls back with episodes done
     predict: Callable[[Model, RealEpisodes, MetaTest, Done], Tensor]
-    protocol: Callable[[MetaTest], str]  # steps, learning rate, BatchNorm mode, in words
+    protocol: Callable[[Model, MetaTest], str]  # steps, learning rate, BatchNorm mode, in words
     chosen_by: str  # the adaptation whose meta-validation accuracy chooses the snapshot
     # What is left to choose on meta-validation before meta-test: -> params with the choice.
-    tune: Callable[[Model, RealEpisodes, MetaTest, Done], MetaTest] = field(default=_as_given)
+    tune: Callable[[Model, RealEpisodes, MetaTest], MetaTest] = field(default=_as_given)
 
 
 def _one_step(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
@@ -94,10 +104,7 @@ def _nearest_class_mean(
     model: Model, episodes: RealEpisodes, params: MetaTest, done: Done
 ) -> Tensor:
     support, query, _ = _features(model, episodes, params, done)
-    metric = params.nearest_class_mean.metric
-    if model.info.meta_learner == "protonet":
-        metric = "euclidean"  # that of its training (Snell et al., 2017)
-    return nearest_class_mean.nearest(support, query, model.info.n_way, metric)
+    return nearest_class_mean.nearest(support, query, model.info.n_way, model.metric(params))
 
 
 def _linear_probe(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
@@ -131,37 +138,33 @@ def _icfil(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -
     )
 
 
-def _tune_steps(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> MetaTest:
-    found = tuned_steps.choose(
-        model.learner,
-        model.theta,
-        episodes.first(params.tuned_steps.n_episodes),
-        params.tuned_steps,
-        params.batch_norm,
-        done,
-    )
+def _tune_steps(model: Model, episodes: RealEpisodes, params: MetaTest) -> MetaTest:
+    few = episodes.first(params.tuned_steps.n_episodes)
+    with Reporter("tuned_steps (choice)", len(few)) as report:
+        found = tuned_steps.choose(
+            model.learner, model.theta, few, params.tuned_steps, params.batch_norm, report
+        )
     return params.model_copy(update={"one_step": found})
 
 
-def _inner_loop(params: MetaTest) -> str:
+def _inner_loop(model: Model, params: MetaTest) -> str:
     own = params.one_step
     steps = "1 step" if own.inner_steps == 1 else f"{own.inner_steps} steps"
-    return f"{steps}, lr {own.inner_lr:g}, {params.batch_norm}"
+    part = " of the head" if model.adapts == "head." else ""
+    return f"{steps}{part}, lr {own.inner_lr:g}, {model.batch_norm(params)}"
 
 
-def _icfil_protocol(params: MetaTest) -> str:
-    own = params.icfil
-    head = f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}"
-    return f"{_inner_loop(params)}; calibration lr {own.calibration_lr:g}; {head}"
+def _icfil_protocol(model: Model, params: MetaTest) -> str:
+    calibration = f"calibration lr {params.icfil.calibration_lr:g}"
+    return f"{_inner_loop(model, params)}; {calibration}; {fresh_head(params.icfil)}"
 
 
-def _metric(params: MetaTest) -> str:
-    return f"no step, {params.nearest_class_mean.metric}, {params.batch_norm}"
+def _means(model: Model, params: MetaTest) -> str:
+    return f"no step, {model.metric(params)}, {model.batch_norm(params)}"
 
 
-def _probe_protocol(params: MetaTest) -> str:
-    own = params.linear_probe
-    return f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}, {params.batch_norm}"
+def _probe_protocol(model: Model, params: MetaTest) -> str:
+    return f"{fresh_head(params.linear_probe)}, {model.batch_norm(params)}"
 
 
 ADAPTATIONS = {
@@ -169,6 +172,6 @@ ADAPTATIONS = {
     "tuned_steps": Adaptation(_one_step, _inner_loop, chosen_by="one_step", tune=_tune_steps),
     # ICFIL works on top of the one-step learner, so that one's snapshot is taken.
     "icfil": Adaptation(_icfil, _icfil_protocol, chosen_by="one_step"),
-    "nearest_class_mean": Adaptation(_nearest_class_mean, _metric, chosen_by="nearest_class_mean"),
+    "nearest_class_mean": Adaptation(_nearest_class_mean, _means, chosen_by="nearest_class_mean"),
     "linear_probe": Adaptation(_linear_probe, _probe_protocol, chosen_by="nearest_class_mean"),
 }

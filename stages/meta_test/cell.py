@@ -17,17 +17,12 @@ import pandas as pd
 
 from stages.common.files import load_json, load_table, save_table, written_whole
 from stages.interface.errors import BadInput
+from stages.interface.provenance import NO_DATA
 from stages.meta_test.evaluate import Row, Tasks
 
 KEY = re.compile(
     r"(?P<scenario>[a-z]+)-(?P<dataset>\w+)-(?P<n_way>\d+)way-(?P<n_shot>\d+)shot-(?P<method>\w+)"
 )
-# Methods that saw real images; every other one saw none.
-DATA_USED = {
-    "maml_dagger": "real meta-training images (as many as the synthetic ones)",
-    "real_maml": "all real meta-training images",
-    "real_protonet": "all real meta-training images",
-}
 CURVE_POINTS = 200  # of the history that the file keeps
 
 
@@ -80,7 +75,7 @@ def save_cell(
         "seed": seed,
         "budget": budget,
         "n_episodes": len(next(iter(rows.values())).share),
-        "data_used": DATA_USED.get(match["method"], "none"),
+        "data_used": trained[0]["data_used"] if trained else NO_DATA,
         "rows": {name: row.summary() for name, row in rows.items()},
         **content,
         "history": _history(learner),

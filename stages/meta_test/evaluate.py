@@ -130,13 +130,12 @@ def judge_learner(
     for name, adaptation in adaptations_of(models[0].info.meta_learner).items():
         position = chosen(selection, adaptation.chosen_by)
         model = models[position]
-        with Reporter(f"{name} (choice)", params.tuned_steps.n_episodes) as report:
-            own = adaptation.tune(model, val.seen_by(model, device), params, report)
+        own = adaptation.tune(model, val.seen_by(model, device), params)
         with Reporter(name, len(test.tasks)) as report:
             labels = adaptation.predict(model, test.seen_by(model, device), own, report)
         rows[name] = Row(
             right(labels, test.tasks),
-            adaptation.protocol(own),
+            adaptation.protocol(model, own),
             model.info.iteration,
             selection[position][adaptation.chosen_by],
         )
@@ -157,7 +156,7 @@ def curve(
     points = []
     with Reporter("curve", len(models)) as report:
         for model in models:
-            episodes = RealEpisodes(test.data, tasks, model.info.view, device)
+            episodes = test.seen_by(model, device).first(len(tasks))
             labels = adaptation.predict(model, episodes, params, _silent)
             found = Row(right(labels, tasks), "").summary()
             point = {"iteration": model.info.iteration}

@@ -116,16 +116,18 @@ def calibrate(
 ) -> Theta:
     """Step 3: one Adam step of the backbone; anchors are the support images (METHODS 1.4)."""
 
-    def loss(theta: Theta) -> Tensor:
-        anchors = learner.forward(theta, support_x).features
-        others = learner.forward(theta, pseudo_x).features
+    def loss(moving: Theta) -> Tensor:
+        whole = theta | moving
+        anchors = learner.forward(whole, support_x).features
+        others = learner.forward(whole, pseudo_x).features
         return contrastive_loss(anchors, support_y, others, pseudo_y, params.temperature)
 
-    gradient = grad(loss)(theta)
+    parameters = {name: p for name, p in theta.items() if name in learner.parameters}
+    gradient = grad(loss)(parameters)
     # Adam's first step from rest: moments m = g and v = g^2 after bias correction.
-    return {
+    return theta | {
         name: p - params.calibration_lr * gradient[name] / (gradient[name].abs() + 1e-8)
-        for name, p in theta.items()
+        for name, p in parameters.items()
     }
 
 

@@ -8,13 +8,14 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.common.params import InversionWeights, Section
 
-_ALL = frozenset({"maml", "anil", "protonet", "none"})
+_ALL = frozenset({"maml", "anil", "protonet", "none", "distilled"})
 # The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
-# one that was trained to adapt has its inner loop, one that was not ("none") may be tuned.
+# one that was trained to adapt has its inner loop, one that was not ("none") may be tuned, one that
+# is "distilled" starts from a head of zeros.
 SUITS = {
-    "one_step": frozenset({"maml", "anil", "none"}),
+    "one_step": frozenset({"maml", "anil", "none", "distilled"}),
     "tuned_steps": frozenset({"none"}),
-    "icfil": frozenset({"maml"}),
+    "icfil": frozenset({"maml", "distilled"}),
     "nearest_class_mean": _ALL,
     "linear_probe": _ALL,
 }
@@ -32,7 +33,19 @@ class OneStep(Section):
     inner_steps: PositiveInt
 
 
-class Icfil(Section):
+class Head(Section):
+    """A fresh linear head, trained by Adam on the support set."""
+
+    head_steps: PositiveInt
+    head_lr: PositiveFloat
+
+
+def fresh_head(params: Head) -> str:
+    """In words, for the protocol of a row."""
+    return f"head: {params.head_steps} Adam steps, lr {params.head_lr:g}"
+
+
+class Icfil(Head):
     """METHODS 1.4."""
 
     pseudo_per_class: PositiveInt
@@ -43,17 +56,14 @@ class Icfil(Section):
     bn_reference: Literal["support", "none"]
     calibration_lr: PositiveFloat
     temperature: PositiveFloat
-    head_steps: PositiveInt
-    head_lr: PositiveFloat
 
 
 class NearestClassMean(Section):
     metric: Literal["cosine", "euclidean"]
 
 
-class LinearProbe(Section):
-    head_steps: PositiveInt
-    head_lr: PositiveFloat
+class LinearProbe(Head):
+    """On frozen features (Chen et al., 2019)."""
 
 
 class TunedSteps(Section):

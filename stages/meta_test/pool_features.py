@@ -21,7 +21,7 @@ from stages.common.pool import Teacher
 from stages.meta_test.episodes import Task
 from stages.meta_test.linear_probe import CHUNK, probe
 from stages.meta_test.nearest_class_mean import nearest
-from stages.meta_test.params import MetaTest
+from stages.meta_test.params import MetaTest, fresh_head
 
 BATCH = 100
 
@@ -96,8 +96,7 @@ def predict_by_pool(
 def protocol(row: str, params: MetaTest) -> str:
     """In words; teachers normalise with their running statistics, so are inductive."""
     if row.endswith("probe"):
-        own = params.linear_probe
-        return f"head: {own.head_steps} Adam steps, lr {own.head_lr:g}, inductive"
+        return f"{fresh_head(params.linear_probe)}, inductive"
     return f"no step, {params.nearest_class_mean.metric}, inductive"
 
 

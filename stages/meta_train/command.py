@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +27,7 @@ PARAMS = (
     "scenarios.{scenario}",
     "meta_train.{family}",
     "meta_train.{method}",
-    "budgets.{budget}.meta_train",
+    "budgets.{budget}.{length}",
 )
 
 app = typer.Typer(add_completion=False)
@@ -51,6 +51,7 @@ def meta_train(
         )
     row = METHODS[method]
     cell = {"scenario": scenario, "family": row.family, "method": method, "budget": budget}
+    cell["length"] = row.length
     given = params.read(PARAMS, **cell)
 
     from stages.common.learner import learner_view
@@ -69,7 +70,7 @@ def meta_train(
             f"n_way = {n_way}: the {len(taught)} teachers of {pool} that {method} learns from know"
             f" only {n_classes} classes"
         )
-    length = given["budgets.{budget}.meta_train"]
+    length = given["budgets.{budget}.{length}"]
     setting = Setting(
         architecture=given["learner"].architecture,
         view=learner_view([teacher.info for teacher in teachers], given["learner"].image_size),
@@ -80,12 +81,15 @@ def meta_train(
         n_query=given["n_query"],
         seed=given["seed"],
         device=device,
+        folder=Path(),
     )
     n_iterations = length.n_iterations if row.trains else 0
     minutes = train_and_save(
         "meta_train",
         method,
-        lambda: row.start(taught, given["meta_train.{family}"], own, setting),
+        lambda folder: row.start(
+            taught, given["meta_train.{family}"], own, replace(setting, folder=folder)
+        ),
         out,
         inputs=[given, n_shot],
         files=[pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)],
@@ -95,6 +99,7 @@ def meta_train(
         n_snapshots=length.n_snapshots,
         seed=given["seed"],
         device=device,
+        data_used=row.data_used(own),
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )
     typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")

@@ -41,6 +41,7 @@ class DroRun:
     """One run; BadInput unless there are two teachers or more, all of the learner's shape."""
 
     meta_learner = "none"
+    distilled = None
 
     def __init__(
         self,

@@ -15,19 +15,17 @@ they are many or heavy, each iteration inverts a drawn sample of them (teachers_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from stages.common.architectures import bn_layers, build, channels_last
+from stages.common.architectures import channels_last
 from stages.common.compiling import compiler
-from stages.common.inversion import InversionLoss, inversion_loss
+from stages.common.inversion import InversionLoss
 from stages.common.learner import Learner, Theta
 from stages.common.loop import Records, recent
 from stages.common.meta_learners import OuterLoop, adam_state, load_adam_state, outer_loss
-from stages.common.params import InversionWeights
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.meta_train.curriculum import GradientSwitch
@@ -35,28 +33,11 @@ from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, EpisodeInversion, NoCurriculum
 from stages.meta_train.starts import average, drawn
 from stages.meta_train.synthetic import DynamicDataset
+from stages.meta_train.teachers import teacher_losses
 
 P = ParamSpec("P")
 R = TypeVar("R")
-TeacherLoss = Callable[[dict[str, Tensor], Tensor, Tensor], InversionLoss]
 Record = dict[str, float]
-
-
-def teacher_loss(
-    architecture: str, n_outputs: int, image_size: int, weights: InversionWeights
-) -> TeacherLoss:
-    """L_inv as a function of (a teacher's state, x, y), the same for every such teacher.
-
-    The state is an argument, so one compiled function serves all teachers of an architecture.
-    """
-    net = build(architecture, n_outputs, image_size).eval()
-    names = [name for name, _ in bn_layers(net)]
-
-    def loss(state: dict[str, Tensor], x: Tensor, y: Tensor) -> InversionLoss:
-        reference = [(state[f"{n}.running_mean"], state[f"{n}.running_var"]) for n in names]
-        return inversion_loss(functional_call(net, state, (x,)), x, y, reference, weights)
-
-    return loss
 
 
 class EpisodeInversionRun:
@@ -65,6 +46,8 @@ class EpisodeInversionRun:
     Every random draw of iteration t comes from a stream named by t, so `load_state` followed by
     the remaining steps gives the bytes of an uninterrupted run.
     """
+
+    distilled = None
 
     def __init__(
         self,
@@ -85,7 +68,7 @@ class EpisodeInversionRun:
         )
         wish = setting.scenario.teachers_per_step
         self._per_step = len(pool) if wish == "all" else min(wish, len(pool))
-        self._teachers = self._inverted_teachers(pool)
+        self._teachers = teacher_losses(pool, params.weights, self._teacher_compiler(len(pool)))
         self.outer = self._outer_loop(pool)
         self.switch = GradientSwitch(setting.budget.curriculum_start, params.patience)
         self.feedback = False  # positive: the next update of D is adversarial
@@ -141,18 +124,10 @@ class EpisodeInversionRun:
 
     # --- the start ----------------------------------------------------------------------------
 
-    def _inverted_teachers(
-        self, pool: Sequence[Teacher]
-    ) -> list[tuple[dict[str, Tensor], TeacherLoss]]:
-        """State and loss of every teacher; one compiled loss for all teachers of one form."""
-        forms = [(t.info.architecture, t.info.n_outputs, t.info.image_size) for t in pool]
-        losses: dict[tuple[str, int, int], TeacherLoss] = {}
-        for form in forms:
-            if form not in losses:
-                calls = self._setting.budget.n_iterations * self._per_step
-                compiled = self._compiler(calls * forms.count(form) // len(forms))
-                losses[form] = compiled(teacher_loss(*form, self._params.weights))
-        return [(_state(t), losses[form]) for t, form in zip(pool, forms, strict=True)]
+    def _teacher_compiler(self, pool_size: int) -> Callable[[int], Callable[..., Any]]:
+        """Compiles a loss that serves n of the teachers."""
+        calls = self._setting.budget.n_iterations * self._per_step
+        return lambda n: self._compiler(calls * n // pool_size)
 
     def _outer_loop(self, pool: Sequence[Teacher]) -> OuterLoop:
         """The learner at its start: the pool's average, head included (SS), or drawn [C]."""
@@ -208,12 +183,6 @@ class EpisodeInversionRun:
 
     def _adams(self) -> dict[str, torch.optim.Optimizer]:
         return {"images": self._image_optimizer, "theta": self.outer.optimizer}
-
-
-def _state(teacher: Teacher) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    named = {**dict(teacher.net.named_parameters()), **dict(teacher.net.named_buffers())}
-    return {name: channels_last(t.detach()) for name, t in named.items()}
 
 
 def _named(values: Tensor, names: Sequence[str], prefix: str) -> Record:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.params import Scenario
-from stages.meta_train.params import MetaTrainBudget
+from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 if TYPE_CHECKING:
     from stages.common.dataset import View
@@ -26,12 +27,13 @@ class Setting:
     architecture: str  # of the learner
     view: View  # how the learner sees images
     scenario: Scenario
-    budget: MetaTrainBudget
+    budget: Any  # the section of `budgets` that the method names
     n_way: int
     n_shot: int
     n_query: int
     seed: int
     device: str
+    folder: Path  # of unfinished work: preparations may be kept there
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Method:
     family: str  # section of meta_train with what related methods share
     start: Callable[[Sequence[Teacher], Any, Any, Setting], Run]  # (pool, family's section, own)
     trains: bool = True  # False: the learner is there from the start, no iterations
+    length: str = "meta_train"  # section of a budget that says how long
+    data_used: Callable[[Any], str] = lambda own: NO_DATA
     mixes: bool = False  # the teachers' parameters, so they must be of one architecture
 
 
@@ -69,6 +73,17 @@ def _ota(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Ru
     return Fixed(setting.architecture, ota(pool, setting))
 
 
+def _distill(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+    from stages.meta_train.distill import DistillRun
+
+    return DistillRun(pool, shared, own, setting)
+
+
+def _prior(own: Any) -> str:
+    """Procedural images are no data, but somebody made up what natural images look like."""
+    return IMAGE_PRIOR if own.procedural or own.inversion == "procedural" else NO_DATA
+
+
 def _dro(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
     from stages.meta_train.dro import DroRun
     from stages.meta_train.starts import require_equal
@@ -85,6 +100,8 @@ def _dro(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Ru
     )
 
 
+_DISTILL = Method("distillation", _distill, length="distillation", data_used=_prior)
+
 METHODS = {
     "random": Method("fixed", _random, trains=False),
     "average": Method("fixed", _average, trains=False, mixes=True),
@@ -92,6 +109,14 @@ METHODS = {
     "dro": Method("fixed", _dro, mixes=True),
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),
+    # One network that carries the pool, and what becomes of it without an ingredient.
+    "distill": _DISTILL,
+    "distill_64": _DISTILL,
+    "distill_procedural": _DISTILL,
+    "distill_inverted": _DISTILL,
+    "distill_noise": _DISTILL,
+    "distill_no_features": _DISTILL,
+    "distill_no_labels": _DISTILL,
     # Rows of the sensitivity tables (7: lambda, 8: pool size).
     "eci_lambda2": Method("episode_inversion", _episode_inversion),
     "eci_lambda05": Method("episode_inversion", _episode_inversion),

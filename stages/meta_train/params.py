@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
-from stages.common.params import InversionWeights, Section
+from stages.common.params import Architecture, InversionWeights, Section
+
+# How a distilled learner may be read out (stages/common/distilled.py).
+READOUTS = ("features", "projection", "log_ratios")
 
 MetaLearner = Literal["maml", "anil", "protonet"]
 
@@ -50,6 +60,57 @@ class Dro(Section):
     support_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
+class NaturalInversion(Section):
+    """Inversion that starts from a procedural image (METHODS 5)."""
+
+    lr: PositiveFloat
+    max_roll: NonNegativeInt
+    weights: InversionWeights
+
+
+class Distillation(Section):
+    """What distill and its ablations share (METHODS 5)."""
+
+    inversion: NaturalInversion
+    temperature: PositiveFloat
+    n_components: PositiveInt
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    batch_size: Annotated[int, Field(ge=2)]
+    precision: Literal["float32", "bfloat16"]
+    compile: Literal["auto", "never", "always"]
+    readout: str  # of READOUTS, joined by "+"
+    mirror: bool
+
+    @field_validator("readout")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        for name in value.split("+"):
+            if name not in READOUTS:
+                raise ValueError(f"no {name!r}; allowed: {', '.join(READOUTS)}, joined by '+'")
+        return value
+
+
+class DistillWeights(Section):
+    """Weights of the loss's terms (stages/meta_train/distill.py)."""
+
+    kl: NonNegativeFloat
+    features: NonNegativeFloat
+    labels: NonNegativeFloat
+
+
+class Distill(Section):
+    """The student, and which of the ingredients it has."""
+
+    meta_learner: ClassVar[str] = "distilled"
+
+    architecture: Architecture
+    procedural: bool  # whether it learns from procedural images themselves
+    inversion: Literal["procedural", "noise", "none"]  # what inverted images start from
+    weights: DistillWeights
+    n_teachers: Literal["all"] | PositiveInt
+
+
 class Empty(Section):
     """Nothing to choose."""
 
@@ -69,9 +130,25 @@ class MetaTrain(Section):
     average: Empty
     ota: Empty
     dro: Dro
+    distillation: Distillation
+    distill: Distill
+    distill_64: Distill
+    distill_procedural: Distill
+    distill_noise: Distill
+    distill_inverted: Distill
+    distill_no_features: Distill
+    distill_no_labels: Distill
 
 
 class MetaTrainBudget(Section):
     n_iterations: PositiveInt
     curriculum_start: NonNegativeInt
     n_snapshots: PositiveInt
+
+
+class DistillationBudget(Section):
+    n_iterations: PositiveInt
+    n_snapshots: PositiveInt
+    procedural_images: NonNegativeInt
+    inverted_images: PositiveInt  # of each teacher
+    inversion_steps: PositiveInt

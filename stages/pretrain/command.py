@@ -59,7 +59,7 @@ def pretrain(
             watch.save()
         with written_whole(out) as temporary:
             shutil.copytree(teachers, temporary)
-        mean = sum(info.val_accuracy for info in infos) / len(infos)
+        mean = sum(info.val_accuracy or 0.0 for info in infos) / len(infos)
         save_provenance(
             out.with_name(f"{out.name}.provenance.json"), watch.seconds, device, seed=given["seed"]
         )

@@ -12,7 +12,7 @@ from stages.common.inversion import (
 )
 from stages.common.params import InversionWeights
 from stages.common.seeds import generator
-from stages.meta_train.episode_inversion import teacher_loss
+from stages.meta_train.teachers import teacher_loss
 
 WEIGHTS = InversionWeights(tv=1e-2, l2=1e-2, bn_statistics=0.1)
 
@@ -62,14 +62,14 @@ def test_loss_equals_a_transcription_with_hooks(double: None) -> None:
     for handle in handles:
         handle.remove()
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    loss = teacher_loss("conv4", 3, 16, WEIGHTS)(state, x, y)
+    loss = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS)(state, x, y)
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_image_gradient_equals_finite_differences(double: None) -> None:
     net = _teacher()
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    loss = teacher_loss("conv4", 3, 16, WEIGHTS)
+    loss = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS)
     x, y = torch.randn(3, 3, 16, 16, requires_grad=True), torch.tensor([0, 1, 2])
     (gradient,) = torch.autograd.grad(loss(state, x, y).total, x)
     direction = torch.randn_like(x)
@@ -84,7 +84,7 @@ def test_image_gradient_equals_finite_differences(double: None) -> None:
 def test_compiled_equals_eager(double: None) -> None:
     net = _teacher()
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    eager = teacher_loss("conv4", 3, 16, WEIGHTS)
+    eager = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS)
     compiled = torch.compile(eager, dynamic=False)
     x, y = torch.randn(4, 3, 16, 16, requires_grad=True), torch.tensor([0, 1, 2, 2])
     losses, gradients = [], []

@@ -20,9 +20,10 @@ from stages.common.files import load_table, save_table, save_tensors
 from stages.common.learner import Learner, LearnerInfo, adapt, initial_theta, save_learner
 from stages.common.pool import Teacher, TeacherInfo
 from stages.common.seeds import generator
+from stages.data_based.command import DATA_USED
 from stages.interface import params
 from stages.interface.errors import BadInput
-from stages.interface.provenance import save_provenance
+from stages.interface.provenance import IMAGE_PRIOR, NO_DATA, save_provenance
 from stages.meta_test import evaluate, linear_probe, pool_features
 from stages.meta_test.cell import save_cell, save_episodes
 from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, fixed_tasks, right
@@ -421,7 +422,9 @@ def _save(folder: Path, key: str, rows: dict[str, Row], learner: Path | None) ->
 
 def test_a_saved_cell_is_what_aggregate_loads(tmp_path: Path, rows: dict[str, Row]) -> None:
     learner = tmp_path / "learner"
-    save_provenance(tmp_path / "learner.provenance.json", 120.0, "cpu", stage="meta_train")
+    save_provenance(
+        tmp_path / "learner.provenance.json", 120.0, "cpu", stage="meta_train", data_used=NO_DATA
+    )
     accuracy = torch.rand(450, generator=generator(0, "history")).double()
     history = {
         "iteration": range(1, 451),
@@ -459,12 +462,15 @@ def test_a_pools_cell_has_no_training(tmp_path: Path, rows: dict[str, Row]) -> N
     assert (cell.history.iteration, cell.iterations, cell.selection) == ([], 0, [])
 
 
-@pytest.mark.parametrize("method", ["maml_dagger", "real_maml", "real_protonet", "protonet"])
-def test_a_cell_says_which_data_its_method_saw(
-    method: str, tmp_path: Path, rows: dict[str, Row]
+@pytest.mark.parametrize("used", [*DATA_USED.values(), IMAGE_PRIOR, NO_DATA])
+def test_a_cell_says_which_data_its_training_saw(
+    used: str, tmp_path: Path, rows: dict[str, Row]
 ) -> None:
-    cell = load_cell(_save(tmp_path, f"ss-glyphs-3way-2shot-{method}", rows, None))
-    assert ("real meta-training images" in cell.data_used) == (method != "protonet")
+    beside = tmp_path / "learner.provenance.json"
+    save_provenance(beside, 1.0, "cpu", stage="meta_train", data_used=used)
+    save_table(tmp_path / "learner" / "history.parquet", pd.DataFrame({"iteration": [1]}))
+    cell = load_cell(_save(tmp_path, "ss-glyphs-3way-2shot-ei", rows, tmp_path / "learner"))
+    assert cell.data_used == used
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_the_grid_spells_its_keys() -> None:
         row, pool = METHODS[learner["method"]], GRID["pools"][learner["pool"]]
         shot = f"-{learner['n_shot']}shot" if row.family == "episode_inversion" else ""
         assert key == f"{learner['pool']}{shot}-{learner['method']}"
-        assert row.family == learner["family"]
+        assert (row.family, row.length) == (learner["family"], learner["length"])
         assert not (row.mixes and learner["scenario"] != "ss")
         assert (pool["scenario"], pool["n_way"]) == (learner["scenario"], learner["n_way"])
     for key, learner in GRID["real_learners"].items():
@@ -183,8 +183,8 @@ def test_tables_and_cells_agree(table: str) -> None:
 
 
 def test_the_grid_stays_small() -> None:
-    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 214, 1.0 s; 289, 1.2 s."""
-    assert len(resolved()) < 300
+    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 214, 1.0 s; 289, 1.7 s."""
+    assert len(resolved()) < 360
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:

@@ -1,0 +1,82 @@
+"""The form of a distilled learner: one body that carries a pool, and how it is read out.
+
+Shapes: n images, d features of the body, k outputs of all teachers side by side, p components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.common.architectures import Output, build
+
+
+@dataclass(frozen=True)
+class DistilledForm:
+    """What a distilled learner's file says of its network, besides architecture and size."""
+
+    heads: tuple[int, ...]  # outputs of each teacher
+    class_names: tuple[tuple[str, ...], ...]  # of each teacher's outputs, as far as it has classes
+    n_components: int
+    readout: tuple[str, ...]  # which of the blocks below, side by side
+    mirror: bool  # an image is read together with its mirror image
+
+
+class Distilled(nn.Module):
+    """A body, its words for every teacher's classes, and a head for the classes of an episode.
+
+    Its `features` are what `form.readout` names, each of unit length, none speaks louder:
+
+        features             of the body (d)
+        projection           what the body takes the teachers' features to be (p)
+        log_ratios           of every teacher's class probabilities to their geometric mean (k)
+
+    The head starts at zero: one gradient step from there is a classifier by class means.
+    """
+
+    def __init__(self, architecture: str, form: DistilledForm, n_way: int, image_size: int) -> None:
+        super().__init__()
+        self.form = form
+        self.body = build(architecture, sum(form.heads), image_size)
+        n_features = int(self.body.n_features)  # type: ignore[arg-type]
+        self.projection = nn.Linear(n_features, form.n_components)
+        sizes = {
+            "features": n_features,
+            "projection": form.n_components,
+            "log_ratios": sum(form.heads),
+        }
+        self.n_features = sum(sizes[name] for name in form.readout)
+        self.head = nn.Linear(self.n_features, n_way)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Output:
+        """x (n, 3, h, w); logits are those of the head, (n, n_way)."""
+        output: Output = self.body(torch.cat([x, x.flip(3)]) if self.form.mirror else x)
+        blocks = {
+            "features": output.features,
+            "projection": self.projection(output.features),
+            "log_ratios": log_ratios(output.logits, self.form.heads),
+        }
+        seen = [self._unit(blocks[name]) for name in self.form.readout]
+        features = torch.cat(seen, 1)
+        return Output(self.head(features), features, output.bn_inputs)
+
+    def _unit(self, block: Tensor) -> Tensor:
+        """Unit length, after the mean over an image and its mirror image."""
+        if self.form.mirror:
+            block = block.unflatten(0, (2, -1)).mean(0)
+        return F.normalize(block, dim=1)
+
+
+def log_ratios(logits: Tensor, heads: Sequence[int]) -> Tensor:
+    """(n, k) to (n, k): log p_j - mean_j log p_j over each teacher's outputs.
+
+    Aitchison's centred log-ratio. The softmax's normaliser cancels: logits minus their mean.
+    """
+    parts = logits.split(list(heads), 1)
+    return torch.cat([own - own.mean(1, keepdim=True) for own in parts], 1)

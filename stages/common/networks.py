@@ -1,0 +1,151 @@
+"""Any classifier as a teacher: what an architecture's name stands for, here or elsewhere.
+
+    conv4, resnet18, ...      the project's own (stages/common/architectures.py)
+    torchvision/NAME          any of torchvision.models
+    timm/NAME                 any of timm, where timm is installed
+    python/MODULE:FUNCTION    a function of your own that returns an nn.Module
+
+A network from elsewhere is wrapped: its features are what its last linear layer is given, and the
+inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT, ConvNeXt); then the
+BN-statistics term of model inversion does not exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build
+from stages.interface.errors import BadInput, did_you_mean
+
+KINDS = ("torchvision", "timm", "python")
+
+
+class Foreign(nn.Module):
+    """A network from elsewhere, whose output is logits (n, k), as one that returns an `Output`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self._seen: dict[int, Tensor] = {}  # of the pass under way: inputs by layer
+        self._watched = [last_linear(net), *(layer for _, layer in bn_layers(net))]
+        for i, layer in enumerate(self._watched):
+            layer.register_forward_pre_hook(functools.partial(self._catch, i))
+
+    def forward(self, x: Tensor) -> Output:
+        self._seen = {}
+        logits = self.net(x)
+        seen, self._seen = self._seen, {}
+        # In the order of `bn_layers`, whatever the order of the calls.
+        return Output(logits, seen[0].flatten(1), [seen[i] for i in range(1, len(self._watched))])
+
+    def _catch(self, i: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen[i] = inputs[0]
+
+
+def last_linear(net: nn.Module) -> nn.Linear:
+    """The classifying layer. Raises BadInput if there is no nn.Linear."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise BadInput(f"{type(net).__name__}: no nn.Linear layer, so no features before its head")
+    return layers[-1]
+
+
+def build_network(
+    name: str, n_outputs: int, image_size: int, arguments: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A freshly made network of that name that returns an `Output`; `arguments` go to its maker.
+
+    Raises BadInput for a name that does not exist, with the nearest ones, and for one whose
+    package is not installed.
+    """
+    if name in ARCHITECTURES:
+        return build(name, n_outputs, image_size)
+    kind, _, rest = name.partition("/")
+    makers: dict[str, Callable[..., nn.Module]] = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "python": _python,
+    }
+    if kind not in makers or not rest:
+        near = did_you_mean(name, [*ARCHITECTURES, *(f"torchvision/{n}" for n in _near(name))])
+        raise BadInput(
+            f"architecture = {name!r}: allowed: {', '.join(ARCHITECTURES)},"
+            f" torchvision/NAME, timm/NAME, python/MODULE:FUNCTION{near}"
+        )
+    return Foreign(makers[kind](rest, n_outputs, dict(arguments or {})))
+
+
+def own_module(net: nn.Module) -> nn.Module:
+    """The network whose state dict a teacher's file holds."""
+    return net.net if isinstance(net, Foreign) else net
+
+
+def _near(name: str) -> list[str]:
+    """Names of torchvision, for a hint; none where it cannot be imported."""
+    try:
+        return _torchvision_names()
+    except ImportError:
+        return []
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _torchvision(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    names = _torchvision_names()
+    if name not in names:
+        raise BadInput(
+            f"architecture = 'torchvision/{name}': torchvision has no such classifier"
+            + did_you_mean(name, names)
+        )
+    if name in ("googlenet", "inception_v3"):
+        arguments = {"aux_logits": False, "init_weights": False} | arguments
+    net: nn.Module = models.get_model(name, weights=None, num_classes=n_outputs, **arguments)
+    return net
+
+
+def _timm(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise BadInput(
+            f"architecture = 'timm/{name}': timm is not installed; pip install timm"
+        ) from None
+    names = timm.list_models()
+    if name not in names:
+        raise BadInput(
+            f"architecture = 'timm/{name}': timm has no such model{did_you_mean(name, names)}"
+        )
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_outputs, **arguments)
+    return net
+
+
+def _python(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
+    module, _, function = name.partition(":")
+    where = f"architecture = 'python/{name}'"
+    try:
+        made = getattr(importlib.import_module(module), function)(**arguments)
+    except ImportError as error:
+        raise BadInput(f"{where}: {error}; is the module's folder on PYTHONPATH?") from None
+    except AttributeError:
+        raise BadInput(f"{where}: {module} has no {function!r}") from None
+    except TypeError as error:
+        raise BadInput(f"{where}: called with {arguments}: {error}") from None
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{where}: gave a {type(made).__name__}, allowed: an nn.Module")
+    if last_linear(made).out_features != n_outputs:
+        raise BadInput(
+            f"{where}: its last linear layer has {last_linear(made).out_features} outputs, the"
+            f" manifest says {n_outputs}"
+        )
+    return made

@@ -1,0 +1,274 @@
+"""One small network that carries the whole pool, learned without any data (METHODS 5).
+
+Per image x of the bank, with the student's outputs for all k classes side by side:
+
+    L = w_kl * mean_i T^2 KL( softmax(f_i(x) / T) || softmax(s_i(x) / T) )     i: teachers
+      + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
+      + w_labels * -log softmax(s(x))[y]                        of images inverted for class y only
+
+The third term knows what no teacher does: how to tell its classes from another teacher's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common.architectures import channels_last
+from stages.common.compiling import compiler
+from stages.common.distilled import Distilled, DistilledForm
+from stages.common.files import load_tensors, save_tensors
+from stages.common.loop import Records, recent
+from stages.common.meta_learners import adam_state, load_adam_state
+from stages.common.pool import Teacher
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
+from stages.interface.progress import Reporter
+from stages.meta_train.bank import Bank, fill, mixed_images
+from stages.meta_train.methods import Setting
+from stages.meta_train.natural_inversion import Labelled, invert, n_batches
+from stages.meta_train.params import Distill, Distillation, DistillationBudget
+from stages.meta_train.teachers import teacher_losses
+
+SHOWN = 20  # inverted images of a class that are kept in the learner's folder
+WARM_UP = 0.15  # share of the steps in which the learning rate rises
+
+
+class Terms(NamedTuple):
+    """Scalars, unweighted."""
+
+    kl: Tensor
+    features: Tensor
+    labels: Tensor
+
+
+def distillation_terms(
+    logits: Tensor,
+    projected: Tensor,
+    teacher_logits: Tensor,
+    teacher_features: Tensor,
+    labels: Tensor,
+    heads: Sequence[int],
+    same_class: Tensor,
+    temperature: float,
+) -> Terms:
+    """Of a batch: logits (n, k), projected (n, p), labels (n,) with -1 for none.
+
+    `heads`: how many of the k outputs each teacher has. `same_class` (k, k): which outputs stand
+    for one class; a label counts as right on any of them, and outputs of no class not at all.
+    """
+    pairs = zip(
+        (logits / temperature).split(list(heads), 1),
+        (teacher_logits / temperature).split(list(heads), 1),
+        strict=True,
+    )
+    kl = torch.stack(
+        [
+            F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
+            for s, t in pairs
+        ]
+    ).mean()
+    features = (projected - teacher_features).square().mean()
+    # Static shapes: every image has a row, those without a label weigh nothing.
+    known = labels >= 0
+    target = same_class[labels.clamp(min=0)]
+    stands = same_class.any(1)
+    everything = logits.masked_fill(~stands, -math.inf).logsumexp(1)
+    right = logits.masked_fill(~target, -math.inf).logsumexp(1) - everything
+    ce = -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
+    return Terms(kl * temperature**2, features, ce)
+
+
+def same_class(pool: Sequence[Teacher]) -> Tensor:
+    """Which of the pool's k outputs stand for one class: bool (k, k); none for spare outputs."""
+    names: list[tuple[str, str] | None] = []
+    for info in (teacher.info for teacher in pool):
+        names += [(info.dataset, name) for name in info.class_names]
+        names += [None] * (info.n_outputs - len(info.class_names))
+    return torch.tensor([[a is not None and a == b for b in names] for a in names])
+
+
+def learning_rate(t: int, n_steps: int, highest: float) -> float:
+    """Linear up to `highest`, then down along a cosine to zero (one cycle)."""
+    rise = max(1, int(WARM_UP * n_steps))
+    if t < rise:
+        return highest * (t + 1) / rise
+    return highest * (1 + math.cos(math.pi * (t - rise) / (n_steps - rise))) / 2
+
+
+class DistillRun:
+    """The student and its optimizer; every batch of step t is drawn from a stream named by t.
+
+    What comes before the first step (inverted images, the bank) is kept in the folder of unfinished
+    work, so that an interrupted run finds it there.
+    """
+
+    meta_learner = "distilled"
+
+    def __init__(
+        self,
+        pool: Sequence[Teacher],
+        shared: Distillation,
+        own: Distill,
+        setting: Setting,
+    ) -> None:
+        self.architecture = own.architecture
+        self._shared, self._own, self._setting, self._pool = shared, own, setting, pool
+        self._budget: DistillationBudget = setting.budget
+        self._heads = [teacher.info.n_outputs for teacher in pool]
+        self._inverted = [] if own.inversion == "none" else self._invert_all()
+        self._bank = self._filled_bank()
+        self.distilled = DistilledForm(
+            heads=tuple(self._heads),
+            class_names=tuple(teacher.info.class_names for teacher in pool),
+            n_components=self._bank.features.shape[1],
+            readout=tuple(shared.readout.split("+")),
+            mirror=shared.mirror,
+        )
+        self._student = self._drawn_student()
+        self._same_class = same_class(pool).to(setting.device)
+        trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
+        self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
+
+    # --- one iteration ------------------------------------------------------------------------
+
+    def step(self, t: int) -> dict[str, float]:
+        """Iteration t, from 0: one step of AdamW on one batch of the bank."""
+        shared, weights, bank = self._shared, self._own.weights, self._bank
+        drawn = torch.randint(
+            len(bank.images), (shared.batch_size,), generator=self._stream("batch", t)
+        )
+        x = channels_last(self._setting.view.of(bank.images[drawn].to(self._setting.device)))
+        known = (tensor[drawn].to(x.device) for tensor in bank[1:])
+        terms = self._terms(x, *known)
+        loss = (
+            weights.kl * terms.kl
+            + weights.features * terms.features
+            + weights.labels * terms.labels
+        )
+        self._optimizer.param_groups[0]["lr"] = learning_rate(
+            t, self._budget.n_iterations, shared.lr
+        )
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        values = torch.stack([term.detach() for term in (loss, *terms)]).tolist()
+        return dict(zip(("loss", *Terms._fields), values, strict=True))
+
+    def _terms(self, x: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Terms:
+        half = self._shared.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            output = self._student.body(x)
+            projected = self._student.projection(output.features)
+        return distillation_terms(
+            output.logits.float(),
+            projected.float(),
+            logits.float(),
+            features.float(),
+            labels,
+            self._heads,
+            self._same_class,
+            self._shared.temperature,
+        )
+
+    # --- the start ----------------------------------------------------------------------------
+
+    def _invert_all(self) -> list[Labelled]:
+        """Every teacher's images, each teacher's in a file of its own as soon as they are made."""
+        n_images = self._budget.inverted_images
+        steps = n_batches(n_images) * self._budget.inversion_steps
+
+        def compiled(n_teachers: int) -> Callable[..., Callable[..., object]]:
+            return compiler(self._shared.compile, n_teachers * steps, self._setting.device)
+
+        losses = teacher_losses(self._pool, self._shared.inversion.weights, compiled)
+        images = []
+        with Reporter("inversion", steps * len(self._pool)) as report:
+            for i, (teacher, (state, loss)) in enumerate(zip(self._pool, losses, strict=True)):
+                path = self._setting.folder / f"inverted-{i:02d}.safetensors"
+                if not path.exists():
+                    made = invert(
+                        teacher.info,
+                        state,
+                        loss,
+                        n_images,
+                        self._own.inversion,
+                        self._shared.inversion,
+                        self._budget.inversion_steps,
+                        self._stream("inversion", i),
+                        self._setting.device,
+                        functools.partial(_further, report, i * steps),
+                    )
+                    save_tensors(path, made._asdict(), {})
+                images.append(Labelled(**load_tensors(path)[0]))
+                report((i + 1) * steps, teacher=i + 1)
+        return images
+
+    def _filled_bank(self) -> Bank:
+        path = self._setting.folder / "bank.safetensors"
+        if not path.exists():
+            canvas = max(teacher.info.image_size for teacher in self._pool)
+            n_images = self._budget.procedural_images if self._own.procedural else 0
+            drawn = procedural_images(n_images, canvas, self._stream("procedural images"))
+            pixels, origin = mixed_images(drawn, self._inverted, canvas, self._stream("mixtures"))
+            with Reporter("bank", len(pixels)) as report:
+                bank = fill(
+                    self._pool,
+                    pixels,
+                    origin,
+                    self._setting.view.image_size,
+                    self._shared.n_components,
+                    self._shared.precision,
+                    self._stream("principal components"),
+                    self._setting.device,
+                    report,
+                )
+            save_tensors(path, bank._asdict(), {})
+        return Bank(**load_tensors(path)[0])
+
+    def _drawn_student(self) -> Distilled:
+        size = self._setting.view.image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._stream("initialisation").initial_seed())
+            student = Distilled(self.architecture, self.distilled, self._setting.n_way, size)
+        layout = torch.channels_last
+        return student.to(self._setting.device, memory_format=layout).train()  # type: ignore[call-overload, no-any-return]
+
+    def _stream(self, *purpose: str | int) -> torch.Generator:
+        return generator(self._setting.seed, "meta_train", "distill", *purpose)
+
+    # --- what is kept -------------------------------------------------------------------------
+
+    def progress(self, records: Records) -> dict[str, float | str]:
+        return {name: recent(records, name) for name in Terms._fields}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: t.detach().clone() for name, t in self._student.state_dict().items()}
+
+    def synthetic(self) -> list[tuple[Tensor, Tensor]]:
+        """The first of the inverted images, as their teachers see them."""
+        found = []
+        for teacher, (images, labels) in zip(self._pool, self._inverted, strict=False):
+            order = labels[: SHOWN * len(teacher.info.class_ids)].argsort(stable=True)
+            x = teacher.info.normalisation.apply(images[order])
+            found.append((x, labels[order]))
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        buffers = {f"buffer.{name}": b for name, b in self._student.named_buffers()}
+        return buffers | adam_state({"student": self._optimizer})
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        for name, buffer in self._student.named_buffers():
+            buffer.copy_(tensors[f"buffer.{name}"])
+        load_adam_state({"student": self._optimizer}, tensors)
+
+
+def _further(report: Reporter, before: int, done: int) -> None:
+    report(before + done)

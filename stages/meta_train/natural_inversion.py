@@ -1,0 +1,97 @@
+"""Inversion that starts from a procedural image instead of noise (METHODS 5).
+
+    x <- Adam step on  CE(f(x), y) + w * R_feature(x) + a_tv * TV(x),   x clamped to valid pixels
+
+A procedural image already has natural statistics, so about a hundred steps suffice to make it
+look, to the teacher, like class y. Started from noise the same steps give textures.
+
+Shapes: n images of side s; labels are the teacher's outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.common.architectures import channels_last
+from stages.common.pool import TeacherInfo
+from stages.common.procedural import procedural_images
+from stages.meta_train.params import NaturalInversion
+from stages.meta_train.teachers import State, TeacherLoss
+
+BATCH = 200  # images inverted together; R_feature compares their common moments
+
+
+class Labelled(NamedTuple):
+    """Images of one teacher and the outputs they were made for."""
+
+    images: Tensor  # uint8 (n, s, s, 3)
+    labels: Tensor  # (n,)
+
+
+def invert(
+    info: TeacherInfo,
+    state: State,
+    loss: TeacherLoss,
+    n_images: int,
+    start: str,
+    params: NaturalInversion,
+    n_steps: int,
+    stream: torch.Generator,
+    device: str,
+    done: Callable[[int], None],
+) -> Labelled:
+    """`n_images` images, the teacher's classes in turn; `done(steps so far)` after each step.
+
+    `start`: "procedural" images or "noise".
+    """
+    labels = torch.arange(n_images) % len(info.class_ids)
+    parts: list[Tensor] = []
+    for y in labels.split(BATCH):
+        x = channels_last(_start(len(y), info, start, stream).to(device)).requires_grad_()
+        optimizer = torch.optim.Adam([x], params.lr)
+        for t in range(n_steps):
+            optimizer.param_groups[0]["lr"] = params.lr * (1 + math.cos(math.pi * t / n_steps)) / 2
+            _step(x, y.to(device), info, state, loss, optimizer, params.max_roll, stream)
+            done(len(parts) * n_steps + t + 1)
+        parts.append(info.normalisation.invert(x.detach()).cpu())
+    return Labelled(torch.cat(parts), labels)
+
+
+def n_batches(n_images: int) -> int:
+    """How many batches `invert` makes of them."""
+    return math.ceil(n_images / BATCH)
+
+
+def _start(n: int, info: TeacherInfo, start: str, stream: torch.Generator) -> Tensor:
+    """Normalised pixels to start from (n, 3, s, s)."""
+    if start == "noise":
+        return torch.randn(n, 3, info.image_size, info.image_size, generator=stream)
+    return info.normalisation.apply(procedural_images(n, info.image_size, stream))
+
+
+def _step(
+    x: Tensor,
+    y: Tensor,
+    info: TeacherInfo,
+    state: State,
+    loss: TeacherLoss,
+    optimizer: torch.optim.Optimizer,
+    max_roll: int,
+    stream: torch.Generator,
+) -> None:
+    """One step on x, rolled and mirrored anew, so that no pixel alone counts; x stays valid."""
+    dy, dx = torch.randint(-max_roll, max_roll + 1, (2,), generator=stream).tolist()
+    seen = torch.roll(x, (dy, dx), (2, 3))
+    if torch.rand((), generator=stream) < 0.5:
+        seen = seen.flip(3)
+    optimizer.zero_grad()
+    loss(state, channels_last(seen), y).total.backward()
+    optimizer.step()
+    low, high = info.normalisation.pixel_range(x)
+    with torch.no_grad():
+        x.copy_(torch.maximum(torch.minimum(x, high), low))

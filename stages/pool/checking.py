@@ -1,0 +1,98 @@
+"""What is wrong with a pool, found without data: on procedural images.
+
+- a file that is missing, truncated, foreign, or not what the manifest says (as `load_pool` does)
+- a dead teacher: whatever it sees, it says the same
+- numbers that are none
+- a wrong normalisation: the first BatchNorm layer remembers the moments of what it saw in training;
+  where another usual normalisation fits them much better than the manifest's, that one is named
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.common.architectures import batch_moments, bn_layers, channels_last
+from stages.common.dataset import Normalisation, View
+from stages.common.pool import Teacher, TeacherInfo, load_manifest, load_teacher
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
+from stages.interface.errors import BadInput
+
+N_IMAGES = 256
+DEAD = 1e-3  # spread of a probability over all images, below which a teacher is dead
+BETTER = 0.5  # share of the manifest's misfit below which another normalisation is named
+NORMALISATIONS = {
+    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": Normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "half": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "quarter": Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    "unit": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "bytes": Normalisation((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+
+
+def check_pool(folder: Path) -> Iterator[tuple[TeacherInfo, list[str]]]:
+    """Every teacher of the manifest with what is wrong with it; nothing: it is fine."""
+    for info in load_manifest(folder):
+        try:
+            teacher = load_teacher(folder, info)
+        except BadInput as error:
+            yield info, [str(error)]
+            continue
+        yield info, findings(teacher)
+
+
+def findings(teacher: Teacher) -> list[str]:
+    """What is wrong with a teacher whose file is whole."""
+    found = []
+    for name, tensor in teacher.net.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return [f"{name} holds numbers that are not finite"]
+    images = procedural_images(N_IMAGES, teacher.info.image_size, generator(0, "pool check"))
+    with torch.inference_mode():
+        output = teacher.net(channels_last(teacher.info.view.of(images)))
+    spread = output.logits.softmax(1).std(0).max()
+    if not spread > DEAD:
+        found.append(f"dead: its probabilities vary by {spread:.1g} over {N_IMAGES} images")
+    if better := _better_normalisation(teacher, images):
+        found.append(better)
+    return found
+
+
+def misfit(teacher: Teacher, images: Tensor, normalisation: Normalisation) -> float:
+    """How far the first BatchNorm layer's moments on `images` are from those it remembers.
+
+    Mean over channels of (difference of means)^2 / variance + (log ratio of variances)^2.
+    """
+    view = View(teacher.info.image_size, normalisation)
+    with torch.inference_mode():
+        output = teacher.net(channels_last(view.of(images)))
+    ((mean, var),) = batch_moments(output.bn_inputs[:1])
+    layer = bn_layers(teacher.net)[0][1]
+    mean_ref, var_ref = layer.running_mean, layer.running_var
+    assert mean_ref is not None
+    assert var_ref is not None
+    live = var_ref > 1e-8
+    terms = (mean - mean_ref).square() / var_ref + (var.clamp(min=1e-12) / var_ref).log().square()
+    return float(terms[live].mean())
+
+
+def _better_normalisation(teacher: Teacher, images: Tensor) -> str | None:
+    layers = bn_layers(teacher.net)
+    if not layers or layers[0][1].running_var is None:
+        return None  # nothing remembers what it was trained on
+    own = misfit(teacher, images, teacher.info.normalisation)
+    others = {name: misfit(teacher, images, n) for name, n in NORMALISATIONS.items()}
+    best = min(others, key=lambda name: others[name])
+    if others[best] > BETTER * own:
+        return None
+    wanted = NORMALISATIONS[best]
+    return (
+        f"mean = {teacher.info.mean}, std = {teacher.info.std} do not fit what its first BatchNorm"
+        f" layer remembers (misfit {own:.2g}); {best!r} does: mean = {wanted.mean}, std ="
+        f" {tuple(round(s, 4) for s in wanted.std)} ({others[best]:.2g})"
+    )

@@ -1,0 +1,128 @@
+"""The commands about pools: import, show, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+POOL = Annotated[Path, typer.Argument(help="The pool folder.")]
+
+
+@app.command("import")
+@refuses_bad_input
+def import_teacher(
+    pool: POOL,
+    weights: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth state dict.")],
+    architecture: Annotated[
+        str,
+        typer.Option(help="conv4, resnet18, ..., torchvision/NAME, timm/NAME, python/MODULE:NAME."),
+    ],
+    classes: Annotated[
+        str, typer.Option(help="The classes in the order of the outputs: a,b,c or a text file.")
+    ],
+    image_size: Annotated[int, typer.Option(min=1, help="Side of its images, in pixels.")],
+    normalisation: Annotated[
+        str,
+        typer.Option(
+            help="imagenet, cifar, half, quarter, unit, bytes, or m,m,m/s,s,s of pixels in [0, 1]."
+        ),
+    ],
+    outputs: Annotated[
+        int | None, typer.Option(help="Outputs, if there are more of them than classes.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="What its classes are of, in words.")] = "own",
+) -> None:
+    """Add a classifier to a pool, making the pool if there is none."""
+    from stages.pool.importing import add_teacher, read_state
+
+    mean, std = _normalisation(normalisation)
+    info = add_teacher(
+        pool,
+        read_state(weights),
+        architecture,
+        _classes(classes),
+        image_size,
+        mean,
+        std,
+        dataset=dataset,
+        n_outputs=outputs,
+        source=str(weights),
+    )
+    typer.echo(f"{pool / info.file}: {info.architecture}, {len(info.class_names)} classes")
+
+
+@app.command()
+@refuses_bad_input
+def show(pool: POOL) -> None:
+    """Print what a pool's manifest says."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.common.pool import load_manifest
+
+    table = Table(title=str(pool))
+    for heading in ("teacher", "architecture", "classes", "pixels", "mean", "std", "val. acc."):
+        table.add_column(heading, overflow="fold")
+    infos = load_manifest(pool)
+    for info in infos:
+        names = ", ".join(info.class_names[:5]) + (", ..." if len(info.class_names) > 5 else "")
+        table.add_row(
+            info.file.removesuffix(".safetensors"),
+            info.architecture,
+            f"{len(info.class_names)} of {info.dataset}: {names}",
+            str(info.image_size),
+            " ".join(f"{m:.3g}" for m in info.mean),
+            " ".join(f"{s:.3g}" for s in info.std),
+            "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
+        )
+    Console().print(table)
+    unlike = {(info.dataset, name) for info in infos for name in info.class_names}
+    typer.echo(f"{len(infos)} teachers, {len(unlike)} classes")
+
+
+@app.command()
+@refuses_bad_input
+def check(pool: POOL) -> None:
+    """Look for what is wrong with a pool's teachers; exit code 2 if something is."""
+    from stages.common.architectures import bn_layers
+    from stages.common.pool import load_teacher
+    from stages.pool.checking import check_pool
+
+    wrong = []
+    for info, found in check_pool(pool):
+        said = "; ".join(found) or "fine"
+        if not found and not bn_layers(load_teacher(pool, info).net):
+            said += "; no BatchNorm: inverted without its statistics, normalisation not checked"
+        typer.echo(f"{info.file}: {said}")
+        if found:
+            wrong.append(info.file)
+    if wrong:
+        raise BadInput(f"{pool}: {len(wrong)} teachers with findings: {', '.join(wrong)}")
+
+
+def _classes(given: str) -> list[str]:
+    """Names, from 'a,b,c' or a file with one a line."""
+    path = Path(given)
+    text = path.read_text() if path.is_file() else given.replace(",", "\n")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _normalisation(given: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    from stages.pool.checking import NORMALISATIONS
+
+    if given in NORMALISATIONS:
+        return NORMALISATIONS[given].mean, NORMALISATIONS[given].std
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in given.split("/"))
+    except ValueError:
+        raise BadInput(
+            f"normalisation = {given!r}: allowed: {', '.join(NORMALISATIONS)}, or six numbers as"
+            f" 0.5,0.5,0.5/0.25,0.25,0.25{did_you_mean(given, NORMALISATIONS)}"
+        ) from None
+    return mean, std

@@ -1,0 +1,148 @@
+"""Networks trained elsewhere as teachers: a state dict in, a row of a pool's manifest out."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.common.files import open_tensors
+from stages.common.networks import build_network, own_module
+from stages.common.pool import (
+    MANIFEST,
+    TeacherInfo,
+    load_into,
+    load_manifest,
+    save_manifest,
+    save_teacher,
+)
+from stages.interface.errors import BadInput
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
+PREFIX = "module."  # of a network that was trained by DataParallel
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pt or .pth read with weights_only=True.
+
+    Raises BadInput for a file that is missing, not whole, or holds anything but tensors.
+    """
+    if path.suffix == ".safetensors":
+        with open_tensors(path) as file:
+            return _plain({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run ({first})."
+            " Allowed: torch.save(net.state_dict(), ...)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise BadInput(f"{path}: not a whole checkpoint: {str(error).splitlines()[0]}") from None
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise BadInput(f"{path}: holds a {type(content).__name__}: allowed: a state dict")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise BadInput(
+                f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
+            )
+    return _plain(dict(content))
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if all(name.startswith(PREFIX) for name in state):
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    return state
+
+
+def add_teacher(
+    folder: str | Path,
+    net: nn.Module | Mapping[str, Tensor],
+    architecture: str,
+    class_names: Sequence[str],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    dataset: str = "own",
+    n_outputs: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    source: str = "net",
+) -> TeacherInfo:
+    """Add a classifier to the pool in `folder`, which is made if it is not there.
+
+    `net`: the network or its state dict; output j stands for class_names[j]. `architecture`: a
+    name of stages/common/networks.py, from which the network is made again whenever the pool is
+    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`. Pixels p in
+    [0, 1] were shown to it as (p - mean) / std, images as squares of `image_size`. `source`: what
+    an error calls it.
+
+    Raises BadInput for whatever does not fit together; the pool is then as it was.
+    """
+    folder = Path(folder)
+    known = load_manifest(folder) if (folder / MANIFEST).exists() else []
+    if folder.exists() and not known and any(folder.iterdir()):
+        raise BadInput(f"{folder}: a folder with other files: allowed: a pool, or a new folder")
+    if len(set(class_names)) != len(class_names) or len(class_names) < 2:
+        raise BadInput(f"{source}: classes {', '.join(class_names)}: allowed: two or more, unlike")
+    outputs = n_outputs or len(class_names)
+    if outputs < len(class_names):
+        raise BadInput(f"{source}: {len(class_names)} classes for {outputs} outputs")
+    if image_size < 1 or not all(s > 0 for s in std) or not len(mean) == len(std) == 3:
+        raise BadInput(
+            f"{source}: image_size = {image_size}, mean = {tuple(mean)}, std = {tuple(std)}:"
+            " allowed: a positive size, three means and three positive deviations"
+        )
+    # Cloned: tied weights share memory, which safetensors refuses.
+    state = net.state_dict() if isinstance(net, nn.Module) else net
+    state = {name: t.detach().cpu().clone() for name, t in state.items()}
+    made = build_network(architecture, outputs, image_size, arguments)
+    load_into(own_module(made), state, Path(source))
+    _try_out(made, image_size, outputs, source)
+    taken = {info.file for info in known}
+    index = next(i for i in range(len(known) + 1) if f"teacher-{i:02d}.safetensors" not in taken)
+    first_id = max((i for info in known for i in info.class_ids), default=-1) + 1
+    info = TeacherInfo(
+        file=f"teacher-{index:02d}.safetensors",
+        architecture=architecture,
+        n_outputs=outputs,
+        dataset=dataset,
+        class_ids=tuple(range(first_id, first_id + len(class_names))),
+        class_names=tuple(class_names),
+        image_size=image_size,
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(std[0]), float(std[1]), float(std[2])),
+        val_accuracy=None,
+        epoch=None,
+        n_parameters=sum(p.numel() for p in made.parameters()),
+        arguments=dict(arguments or {}),
+    )
+    save_teacher(folder / info.file, info, state)
+    save_manifest(folder, [*known, info])
+    return info
+
+
+def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None:
+    """Raise BadInput unless the network takes such images and returns so many outputs."""
+    try:
+        with torch.inference_mode():
+            logits = net.eval()(torch.zeros(2, 3, image_size, image_size)).logits
+    except (RuntimeError, AssertionError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{source}: does not take images of {image_size} x {image_size} pixels: {first}"
+        ) from None
+    if logits.shape != (2, outputs):
+        raise BadInput(
+            f"{source}: gives outputs of shape {tuple(logits.shape[1:])}: allowed: ({outputs},)"
+        )

@@ -1,0 +1,107 @@
+"""A learner as one file: safetensors with all that its use needs, and ONNX checked against it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.common.files import load_json, written_whole
+from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner
+from stages.interface.errors import BadInput
+
+CHECKED_IMAGES = 8
+TOLERANCE = 1e-4  # of a feature, between PyTorch and ONNX
+
+
+def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
+    """The snapshot of a learner's folder after `iteration`; None: the last.
+
+    Raises BadInput if there is none, naming those there are.
+    """
+    paths = sorted((folder / "snapshots").glob("iteration-*.safetensors"))
+    if not paths:
+        raise BadInput(f"{folder}: no snapshots/iteration-*.safetensors: not a learner's folder")
+    if iteration is None:
+        return paths[-1]
+    found = [path for path in paths if int(path.stem.partition("-")[2]) == iteration]
+    if not found:
+        there = ", ".join(str(int(path.stem.partition("-")[2])) for path in paths)
+        raise BadInput(f"{folder}: no snapshot after {iteration} iterations; there are: {there}")
+    return found[0]
+
+
+def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
+    """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
+    _, theta, info = load_learner(snapshot)
+    folder = snapshot.parents[1]
+    beside = folder.with_name(f"{folder.name}.provenance.json")
+    provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
+    save_learner(out, theta, replace(info, provenance=provenance))
+    return info
+
+
+class _Embedding(nn.Module):
+    """Pixels in [0, 1] to unit features: preprocessing and network in one graph."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, learner: Learner, theta: Theta, info: LearnerInfo) -> None:
+        super().__init__()
+        self._net = learner.network(theta)
+        self.register_buffer("mean", torch.tensor(info.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(info.std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self._net((pixels - self.mean) / self.std).features
+        return nn.functional.normalize(features, dim=1)
+
+
+def export_onnx(file: Path, out: Path) -> float:
+    """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
+
+    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
+
+    Raises BadInput if onnx, onnxscript and onnxruntime are not installed, for a learner whose
+    features depend on the batch, and if the two differ by more than the tolerance.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BadInput(f"ONNX needs {error.name}: pip install 'purer[onnx]'") from None
+    learner, theta, info = load_learner(file)
+    if not learner.keeps_statistics:
+        raise BadInput(
+            f"{file}: a learner of method {info.method} normalises with a batch's statistics, so"
+            " it is no function of one image; allowed as ONNX: distilled learners"
+        )
+    embedding = _Embedding(learner, theta, info).eval()
+    x = torch.rand(CHECKED_IMAGES, 3, info.image_size, info.image_size)
+    with written_whole(out) as temporary:
+        torch.onnx.export(
+            embedding,
+            (x,),
+            temporary,
+            input_names=["pixels"],
+            output_names=["features"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        worst = 0.0
+        for n in (1, CHECKED_IMAGES):
+            (features,) = session.run(None, {"pixels": x[:n].numpy()})
+            with torch.inference_mode():
+                expected = embedding(x[:n])
+            worst = max(worst, float((torch.from_numpy(features) - expected).abs().max()))
+        if not worst <= TOLERANCE:
+            raise BadInput(f"{out}: differs from PyTorch by {worst:.2g}: allowed: {TOLERANCE:g}")
+    return worst

@@ -1,0 +1,118 @@
+"""A learner at work: a few labelled images in, a classifier out.
+
+    learner = load_learner("learner.safetensors")
+    classifier = learner.adapt(images, labels)      # paths, PIL images, arrays or tensors
+    classifier.predict(others)                      # class names
+    classifier.probabilities(others)                # (n, n_classes)
+
+Images are judged one by one: BatchNorm uses the learner's own statistics where it has them (a
+distilled learner), else those of the support images, never those of the other query images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.common.architectures import batch_moments, channels_last
+from stages.common.learner import Learner, LearnerInfo, Theta
+from stages.common.learner import load_learner as _load
+from stages.interface.errors import BadInput
+from stages.use.images import stack
+
+BATCH = 256  # images at once
+# Of the softmax over cosines. Not calibrated: it orders answers by confidence, no more.
+TEMPERATURE = 0.1
+
+Images = Iterable[Any] | Tensor
+
+
+def load_learner(path: str | Path, device: str = "cpu") -> FewShotLearner:
+    """The learner of a file of `purer export`, or of a snapshot of meta_train.
+
+    Raises BadInput for a file that is missing, truncated, or no learner's.
+    """
+    return FewShotLearner(*_load(Path(path), device), device)
+
+
+class FewShotLearner:
+    """A learner and the way it sees images."""
+
+    def __init__(self, learner: Learner, theta: Theta, info: LearnerInfo, device: str) -> None:
+        self.info = info
+        self._learner, self._theta, self._device = learner, theta, device
+
+    def adapt(self, images: Images, labels: Sequence[Any]) -> Classifier:
+        """A classifier by the nearest class mean, from images and the label of each.
+
+        Any number of classes, two or more, and of images of each.
+
+        Raises BadInput if there are not as many labels as images, or only one class.
+        """
+        x = self._input(images)
+        labels = list(labels)
+        if len(labels) != len(x):
+            raise BadInput(f"{len(x)} images and {len(labels)} labels: allowed: one for each")
+        classes = list(dict.fromkeys(labels))
+        if len(classes) < 2:
+            raise BadInput(f"one class only ({classes[0]!r}): allowed: two or more")
+        moments = None
+        if not self._learner.keeps_statistics:
+            with torch.inference_mode():
+                moments = batch_moments(self._learner.forward(self._theta, x).bn_inputs)
+        z = self._features(x, moments)
+        belongs = torch.tensor([[label == name for label in labels] for name in classes])
+        share = belongs.to(z) / belongs.sum(1, keepdim=True)
+        return Classifier(self, classes, F.normalize(share @ z, dim=1), moments)
+
+    def embed(self, images: Images) -> Tensor:
+        """Unit features (n, d), for searching, clustering, or a classifier of one's own.
+
+        Raises BadInput for a learner whose BatchNorm has no statistics of its own: its features
+        depend on what else is in the batch.
+        """
+        if not self._learner.keeps_statistics:
+            raise BadInput(
+                f"a learner of method {self.info.method} normalises with a batch's statistics, so"
+                " an image has no features of its own; allowed: distilled learners"
+            )
+        return self._features(self._input(images), None)
+
+    def _input(self, images: Images) -> Tensor:
+        return self.info.view.of(stack(images, self.info.image_size).to(self._device))
+
+    def _features(self, x: Tensor, moments: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+        with torch.inference_mode():
+            outputs = [
+                self._learner.forward(self._theta, channels_last(part), moments)
+                for part in x.split(BATCH)
+            ]
+            return F.normalize(torch.cat([output.features for output in outputs]), dim=1)
+
+
+class Classifier:
+    """A learner adapted to a task. `means`: unit class means (n_classes, d)."""
+
+    def __init__(
+        self,
+        learner: FewShotLearner,
+        classes: list[Any],
+        means: Tensor,
+        moments: list[tuple[Tensor, Tensor]] | None,
+    ) -> None:
+        self.classes, self.means = classes, means
+        self._learner, self._moments = learner, moments
+
+    def probabilities(self, images: Images) -> Tensor:
+        """(n, n_classes): a softmax over the cosines to the class means; rows sum to 1."""
+        z = self._learner._features(self._learner._input(images), self._moments)
+        return (z @ self.means.T / TEMPERATURE).softmax(1)
+
+    def predict(self, images: Images) -> list[Any]:
+        """The most probable class of each image."""
+        return [self.classes[i] for i in self.probabilities(images).argmax(1).tolist()]

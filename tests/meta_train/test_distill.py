@@ -1,0 +1,361 @@
+"""Distillation: procedural inversion, the bank, the loss, and the run."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stages.common.architectures import bn_layers, build
+from stages.common.params import InversionWeights
+from stages.common.pool import Teacher, TeacherInfo, load_pool
+from stages.common.seeds import generator
+from stages.interface.params import load
+from stages.meta_train.bank import PrincipalComponents, fill, mixed_images
+from stages.meta_train.distill import (
+    DistillRun,
+    distillation_terms,
+    learning_rate,
+    same_class,
+)
+from stages.meta_train.methods import Setting
+from stages.meta_train.natural_inversion import Labelled, invert
+from stages.meta_train.params import DistillationBudget, DistillWeights, NaturalInversion
+from stages.meta_train.teachers import teacher_losses
+from tests.conftest import ROOT, random_state, teacher_info
+
+PARAMS = load(ROOT / "params.yaml")
+INVERSION = NaturalInversion(
+    lr=0.1, max_roll=1, weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.3)
+)
+
+
+def nothing(done: int) -> None:
+    pass
+
+
+def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6) -> Setting:
+    return Setting(
+        architecture="conv4",
+        view=pool[0].info.view,
+        scenario=PARAMS.scenarios.ss,
+        budget=DistillationBudget(
+            n_iterations=n_iterations,
+            n_snapshots=1,
+            procedural_images=40,
+            inverted_images=9,
+            inversion_steps=3,
+        ),
+        n_way=3,
+        n_shot=1,
+        n_query=2,
+        seed=0,
+        device="cpu",
+        folder=folder,
+    )
+
+
+def run(pool: list[Teacher], folder: Path, method: str = "distill", n: int = 6) -> DistillRun:
+    shared = PARAMS.meta_train.distillation.model_copy(
+        update={"batch_size": 16, "n_components": 8, "precision": "float32"}
+    )
+    folder.mkdir(exist_ok=True)
+    return DistillRun(pool, shared, getattr(PARAMS.meta_train, method), setting(pool, folder, n))
+
+
+# --- inversion that starts from procedural images ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> Teacher:
+    """A teacher that knows which channel of a noisy image is brightest."""
+    info, stream = teacher_info(0), generator(0, "trained")
+    net = build("conv4", 3, 16, generator=stream).train()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        y = torch.randint(3, (48,), generator=stream)
+        x = 0.5 * torch.randn(48, 3, 16, 16, generator=stream)
+        x += 1.5 * F.one_hot(y, 3)[:, :, None, None]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x).logits, y).backward()
+        optimizer.step()
+    return Teacher(info, net.eval().requires_grad_(False))
+
+
+@pytest.mark.parametrize("start", ["procedural", "noise"])
+@pytest.mark.parametrize("term", ["cross_entropy", "bn_statistics"])
+def test_inversion_lowers_its_loss_with_valid_pixels(
+    trained: Teacher, start: str, term: str
+) -> None:
+    weights = INVERSION.weights.model_copy(
+        update={"bn_statistics": 1.0 if term == "bn_statistics" else 0.001}
+    )
+    params = INVERSION.model_copy(update={"weights": weights})
+    ((state, loss),) = teacher_losses([trained], weights, lambda n: lambda f: f)
+    calls: list[int] = []
+
+    def make(n_steps: int) -> Labelled:
+        stream = generator(0, "invert")
+        return invert(
+            trained.info, state, loss, 30, start, params, n_steps, stream, "cpu", calls.append
+        )
+
+    before, after = make(1), make(40)
+    assert calls == [1, *range(1, 41)]
+    assert after.images.dtype == torch.uint8
+    assert after.labels.bincount().tolist() == [10, 10, 10]
+
+    def judged(made: Labelled) -> float:
+        x = trained.info.normalisation.apply(made.images)
+        return float(getattr(loss(state, x, made.labels), term))
+
+    assert judged(after) < 0.6 * judged(before)
+
+
+def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) -> None:
+    ((state, loss),) = teacher_losses([trained], INVERSION.weights, lambda n: lambda f: f)
+
+    def roughness(start: str) -> float:
+        stream = generator(0, "invert")
+        made = invert(trained.info, state, loss, 60, start, INVERSION, 10, stream, "cpu", nothing)
+        pixels = made.images.float()
+        return float((pixels[:, 1:] - pixels[:, :-1]).abs().mean())
+
+    assert roughness("procedural") < 0.7 * roughness("noise")
+
+
+# --- the bank ---------------------------------------------------------------------------------
+
+
+def test_plain_images_keep_their_origin_and_mixtures_have_none() -> None:
+    stream = generator(0, "images")
+    procedural = torch.randint(256, (5, 16, 16, 3), generator=stream).byte()
+    inverted = [
+        Labelled(torch.randint(256, (n, 16, 16, 3), generator=stream).byte(), torch.arange(n))
+        for n in (2, 3)
+    ]
+    pixels, origin = mixed_images(procedural, inverted, 16, generator(0, "mix"))
+    assert (len(pixels), len(origin)) == (30, 30)
+    known = [[-1, -1]] * 5 + [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    assert origin.tolist() == known + [[-1, -1]] * 20
+    given = torch.cat([procedural, *(part.images for part in inverted)])
+    mirrored = [
+        torch.equal(a, b.flip(1)) or not torch.equal(a, b)
+        for a, b in zip(pixels[:10], given, strict=True)
+    ]
+    for a, b in zip(pixels[:10], given, strict=True):
+        assert torch.equal(a, b) or torch.equal(a, b.flip(1))
+    assert 0 < sum(mirrored) < 10  # about half
+    lows, highs = given.amin(0), given.amax(0)
+    for image in pixels[10:20]:  # a mixup lies between two images
+        inside = (image >= torch.minimum(lows, lows.flip(1))) & (
+            image <= torch.maximum(highs, highs.flip(1))
+        )
+        assert inside.all()
+    both = torch.cat([given, given.flip(2)])
+    for image in pixels[20:]:  # every pixel of a CutMix is some image's pixel at its place
+        assert (both == image).all(3).any(0).all()
+
+
+def test_the_bank_holds_what_the_teachers_say(tiny_pool: Path) -> None:
+    pool = load_pool(tiny_pool)
+    pixels = torch.randint(256, (12, 16, 16, 3), generator=generator(0, "pixels")).byte()
+    origin = torch.tensor([[-1, -1]] * 9 + [[0, 2], [1, 0], [2, 1]])
+    bank = fill(pool, pixels, origin, 16, 4, "float32", generator(0, "pca"), "cpu", nothing)
+    x = pool[0].info.view.of(pixels)
+    with torch.no_grad():
+        logits = torch.cat([teacher.net(x).logits for teacher in pool], 1)
+    assert torch.allclose(bank.logits.float(), logits, rtol=2e-3, atol=2e-3)
+    assert bank.labels.tolist() == [-1] * 9 + [2, 3, 7]
+    assert torch.equal(bank.images, pixels)
+    assert bank.features.shape == (12, 4)
+
+
+def test_components_are_half_whitened_and_of_unit_mean_square() -> None:
+    stream = generator(0, "sample")
+    sample = torch.randn(500, 12, generator=stream) @ torch.randn(12, 12, generator=stream)
+    found = PrincipalComponents.of(sample, 5)(sample)
+    standard = (sample - sample.mean(0)) / sample.std(0)
+    values, vectors = torch.linalg.eigh(standard.T @ standard / len(sample))
+    values, vectors = values.flip(0)[:5], vectors.flip(1)[:, :5]
+    exact = standard @ vectors * values**-0.25
+    exact = exact / exact.square().mean().sqrt()
+    # Components are fixed up to their sign.
+    signs = (found * exact).sum(0).sign()
+    assert torch.allclose(found * signs, exact, atol=1e-3)
+    assert found.square().mean().item() == pytest.approx(1.0, abs=1e-3)
+    assert PrincipalComponents.of(sample[:3], 5)(sample).shape == (500, 3)
+
+
+# --- the loss ---------------------------------------------------------------------------------
+
+
+def terms(double: None, logits: torch.Tensor, labels: list[int]) -> list[float]:
+    """By loops: heads of 2 and 3 outputs; outputs 0 and 2 are one class, output 4 is none."""
+    t = torch.tensor([[1.0, -1.0, 0.5, 0.0, 2.0], [0.0, 0.3, -0.2, 0.9, 0.1]])
+    kls = []
+    for i in range(2):
+        for a, b in ((0, 2), (2, 5)):
+            p = (t[i, a:b] / 4).softmax(0)
+            q = (logits[i, a:b] / 4).softmax(0)
+            kls.append(sum(float(x * (x / y).log()) for x, y in zip(p, q, strict=True)))
+    words = {0: [0, 2], 1: [1], 2: [0, 2], 3: [3]}
+    ces = []
+    for i, label in enumerate(labels):
+        if label >= 0:
+            p = logits[i, :4].softmax(0)
+            ces.append(-float(p[words[label]].sum().log()))
+    return [16 * sum(kls) / len(kls), sum(ces) / max(len(ces), 1)]
+
+
+SAME = torch.tensor(
+    [
+        [1, 0, 1, 0, 0],
+        [0, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0],
+    ],
+    dtype=torch.bool,
+)
+TEACHERS = [[1.0, -1.0, 0.5, 0.0, 2.0], [0.0, 0.3, -0.2, 0.9, 0.1]]
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1], [-1, -1]])
+def test_the_loss_is_the_formula(double: None, labels: list[int]) -> None:
+    logits = torch.randn(2, 5, generator=generator(0, "logits")).requires_grad_()
+    projected = torch.randn(2, 4, generator=generator(0, "projected")).requires_grad_()
+    wanted = torch.randn(2, 4, generator=generator(0, "wanted"))
+
+    def loss(logits: torch.Tensor, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        teachers = torch.tensor(TEACHERS)
+        return distillation_terms(
+            logits, projected, teachers, wanted, torch.tensor(labels), (2, 3), SAME, 4.0
+        )
+
+    found = loss(logits, projected)
+    kl, ce = terms(double, logits.detach(), labels)
+    assert found[0].item() == pytest.approx(kl)
+    assert found[1].item() == pytest.approx((projected - wanted).square().mean().item())
+    assert found[2].item() == pytest.approx(ce)
+    assert torch.autograd.gradcheck(loss, (logits, projected))
+
+
+def test_classes_that_two_teachers_share_are_one(tmp_path: Path) -> None:
+    def teacher(info: TeacherInfo) -> Teacher:
+        return Teacher(info, build("conv4", 3, 16))
+
+    pool = [
+        teacher(teacher_info(0, class_names=("a", "b", "c"))),
+        teacher(teacher_info(1, n_classes=2, class_names=("b", "d"))),
+        teacher(teacher_info(2, class_names=("a", "x", "y"), dataset="other")),
+    ]
+    found = same_class(pool)
+    assert found[1].nonzero().flatten().tolist() == [1, 3]  # "b" of both
+    assert found[0].nonzero().flatten().tolist() == [0]  # "a" of another data set is another
+    assert not found[5].any()  # the second teacher's spare output
+    assert torch.equal(found, found.T)
+
+
+def test_the_learning_rate_makes_one_cycle() -> None:
+    rates = [learning_rate(t, 100, 0.3) for t in range(100)]
+    assert rates[0] == pytest.approx(0.3 / 15)
+    assert max(rates) == rates[14] == pytest.approx(0.3)
+    assert all(a > b for a, b in itertools.pairwise(rates[15:]))
+    assert rates[-1] < 0.001
+    assert learning_rate(0, 1, 0.3) == 0.3
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", ["kl", "features", "labels"])
+def test_it_learns_what_the_teachers_say(term: str, tiny_pool: Path, tmp_path: Path) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work", "distill_inverted", n=120)
+    only = {"kl": 0.0, "features": 0.0, "labels": 0.0} | {term: 1.0}
+    made._own = made._own.model_copy(update={"weights": DistillWeights(**only)})
+    values = [made.step(t)[term] for t in range(120)]
+    assert sum(values[-20:]) < 0.6 * sum(values[:20])
+
+
+def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_path: Path) -> None:
+    pool = load_pool(tiny_pool)
+    whole = run(pool, tmp_path / "a")
+    first = run(pool, tmp_path / "b")
+    expected = [whole.step(t) for t in range(6)]
+    records = [first.step(t) for t in range(3)]
+    # Killed while it made the images: those of two teachers are there, the rest is made anew.
+    (tmp_path / "b" / "bank.safetensors").unlink()
+    (tmp_path / "b" / "inverted-02.safetensors").unlink()
+    second = run(pool, tmp_path / "b")
+    second.load_state({name: t.clone() for name, t in first.state().items()})
+    records += [second.step(t) for t in range(3, 6)]
+    assert records == expected
+    for name, tensor in whole.snapshot().items():
+        assert torch.equal(tensor, second.snapshot()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("method", "n_images", "inverted"),
+    [
+        ("distill", 3 * (40 + 27), True),
+        ("distill_procedural", 3 * 40, False),
+        ("distill_inverted", 3 * 27, True),
+        ("distill_noise", 3 * (40 + 27), True),
+    ],
+)
+def test_an_ablation_lacks_its_ingredient(
+    tiny_pool: Path, tmp_path: Path, method: str, n_images: int, inverted: bool
+) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work", method)
+    assert len(made._bank.images) == n_images
+    assert bool(made.synthetic()) == inverted
+    assert bool((made._bank.labels >= 0).any()) == inverted
+    assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
+
+
+def test_teachers_of_any_form_are_distilled_together(tmp_path: Path) -> None:
+    """SH and MH: other architectures, sizes and normalisations; one without BatchNorm."""
+    infos = [
+        teacher_info(0),
+        teacher_info(1, architecture="resnet10", image_size=24, mean=(0.4, 0.4, 0.4)),
+    ]
+    pool = []
+    for info in infos:
+        net = build(info.architecture, info.n_outputs, info.image_size)
+        net.load_state_dict(random_state(info))
+        pool.append(Teacher(info, net.eval().requires_grad_(False)))
+    plain = build("conv4", 3, 16)
+    plain.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    pool.append(Teacher(teacher_info(2, architecture="plain"), plain.eval().requires_grad_(False)))
+    assert not bn_layers(plain)
+    made = run(pool, tmp_path / "work")
+    assert made._bank.images.shape[1:] == (16, 16, 3)
+    assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
+    shapes = [tuple(images.shape[1:]) for images, _ in made.synthetic()]
+    assert shapes == [(3, 16, 16), (3, 24, 24), (3, 16, 16)]
+
+
+def test_another_seed_gives_another_student(tiny_pool: Path, tmp_path: Path) -> None:
+    pool = load_pool(tiny_pool)
+    one = run(pool, tmp_path / "a")
+    shared = one._shared
+    (tmp_path / "b").mkdir()
+    other = DistillRun(
+        pool, shared, PARAMS.meta_train.distill, replace(setting(pool, tmp_path / "b"), seed=1)
+    )
+    assert not torch.equal(one._bank.images, other._bank.images)
+    a, b = one.snapshot(), other.snapshot()
+    assert not torch.equal(a["body.convs.0.weight"], b["body.convs.0.weight"])
+
+
+def test_kl_is_zero_where_the_student_is_the_teacher() -> None:
+    logits = torch.randn(6, 5, generator=generator(0, "logits"))
+    z = F.normalize(logits)
+    none = torch.full((6,), -1)
+    found = distillation_terms(logits, z, logits, z, none, (2, 3), SAME, 4.0)
+    assert [float(term) for term in found] == pytest.approx([0, 0, 0], abs=1e-6)

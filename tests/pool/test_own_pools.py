@@ -1,0 +1,302 @@
+"""Bringing one's own pool: import, show, check."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+from typer.testing import CliRunner, Result
+
+from stages.cli import app
+from stages.common.architectures import bn_layers, build
+from stages.common.files import load_json
+from stages.common.networks import Foreign, build_network
+from stages.common.pool import load_manifest, load_pool, save_manifest, save_teacher
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
+from stages.interface.errors import BadInput
+from stages.pool import add_teacher
+from stages.pool.checking import NORMALISATIONS, check_pool
+from stages.pool.importing import read_state
+from tests.conftest import random_state, teacher_info
+
+
+class Small(nn.Module):
+    """A network of nobody's: no BatchNorm."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def purer(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def trained_resnet(normalisation: str = "imagenet", seed: int = 0) -> nn.Module:
+    """A ResNet-18 of torchvision whose BatchNorm has seen procedural images."""
+    torch.manual_seed(seed)
+    net = models.resnet18(num_classes=3).train()
+    images = procedural_images(128, 32, generator(seed, "seen"))
+    with torch.no_grad():
+        for _ in range(40):  # running statistics move by a tenth each time
+            net(NORMALISATIONS[normalisation].apply(images))
+    return net.eval()
+
+
+IMPORT = ("--classes", "a,b,c", "--image-size", 32, "--normalisation", "imagenet")
+
+
+# --- networks from elsewhere ------------------------------------------------------------------
+
+
+def test_a_network_from_elsewhere_says_what_its_batch_norms_see() -> None:
+    net = build_network("torchvision/resnet18", 5, 32).eval()
+    assert isinstance(net, Foreign)
+    x = torch.randn(4, 3, 32, 32, generator=generator(0, "x"))
+    seen: dict[str, torch.Tensor] = {}
+    for name, layer in bn_layers(net):
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.__setitem__(name, inputs[0])
+        )
+    output = net(x)
+    assert torch.equal(output.logits, net.net(x))
+    assert torch.equal(output.logits, net.net.fc(output.features))
+    assert len(output.bn_inputs) == len(bn_layers(net)) == 20
+    for (name, _), caught in zip(bn_layers(net), output.bn_inputs, strict=True):
+        assert torch.equal(caught, seen[name])
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "convnext_tiny", "densenet121", "googlenet"])
+def test_classifiers_of_torchvision_are_read(name: str) -> None:
+    size = 224 if name == "vit_b_16" else 64
+    net = build_network(f"torchvision/{name}", 7, size).eval()
+    with torch.inference_mode():
+        output = net(torch.zeros(1, 3, size, size))
+    assert output.logits.shape == (1, 7)
+    assert output.features.dim() == 2
+    assert bool(output.bn_inputs) == (name in ("densenet121", "googlenet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", r"architecture = 'resnet81': allowed: conv4, .*did you mean \"resnet18\""),
+        ("torchvision/resnet19", r"no such classifier \(did you mean \"resnet18\"\?\)"),
+        ("torchvision/", "allowed: conv4"),
+        ("elsewhere/net", "allowed: conv4"),
+        ("python/no_such_module:Net", "No module named"),
+        ("python/tests.pool.test_own_pools:Smal", "has no 'Smal'"),
+        ("python/tests.pool.test_own_pools:tree", "missing 1 required"),
+        ("python/tests.pool.test_own_pools:Small", "has 3 outputs, the manifest says 5"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_refused(name: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        build_network(name, 5, 32)
+
+
+# --- import -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "pth"])
+def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
+    net, file = trained_resnet(), tmp_path / f"net.{ending}"
+    state = net.state_dict()
+    if ending == "safetensors":
+        save_file(state, file)
+    else:
+        wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+        torch.save(wrapped, file)
+    pool = tmp_path / "pool"
+    assert purer("pool", "import", pool, file, "--architecture", "torchvision/resnet18", *IMPORT)
+    result = purer("pool", "import", pool, file, "--architecture", "torchvision/resnet18", *IMPORT)
+    assert result.exit_code == 0, result.output
+    first, second = load_pool(pool)
+    x = torch.randn(2, 3, 32, 32, generator=generator(0, "x"))
+    assert torch.equal(first.net(x).logits, net(x))
+    assert (first.info.class_ids, second.info.class_ids) == ((0, 1, 2), (3, 4, 5))
+    assert first.info.mean == (0.485, 0.456, 0.406)
+    shown = purer("pool", "show", pool)
+    assert "2 teachers, 3 classes" in shown.output
+    assert "torchvision" in shown.output
+
+
+def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
+    net = Small(width=4)
+    where = "python/tests.pool.test_own_pools:Small"
+    classes = ["cat", "dog", "cow"]
+    add_teacher(
+        tmp_path / "pool", net, where, classes, 32, [0.5] * 3, [0.5] * 3, arguments={"width": 4}
+    )
+    (teacher,) = load_pool(tmp_path / "pool")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(teacher.net(x).logits, net(x))
+    assert teacher.net(x).features.shape == (2, 4)
+    assert teacher.net(x).bn_inputs == []
+    row = load_json(tmp_path / "pool" / "manifest.json")["teachers"][0]
+    assert (row["architecture"], row["arguments"]) == (where, {"width": 4})
+
+
+class Dangerous:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code ran",))
+
+
+def _bad_files(folder: Path) -> dict[str, Path]:
+    state = build("conv4", 3, 32).state_dict()
+    torch.save(Dangerous(), folder / "code.pt")
+    torch.save({"a": 1}, folder / "numbers.pt")
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({}, folder / "empty.pt")
+    (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "pickle.pt").write_bytes(pickle.dumps(Dangerous()))
+    torch.save(state, folder / "whole.pt")
+    whole = (folder / "whole.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    save_file(state, folder / "whole.safetensors")
+    whole = (folder / "whole.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("code.pt", "holds code, not tensors alone"),
+        ("pickle.pt", "holds code, not tensors alone"),
+        ("text.pt", "no checkpoint"),
+        ("numbers.pt", "'a' is a int"),
+        ("list.pt", "holds a list"),
+        ("empty.pt", "holds a dict"),
+        ("truncated.pt", "not a whole checkpoint"),
+        ("truncated.safetensors", "not a whole safetensors file"),
+        ("missing.pt", "no such file"),
+    ],
+)
+def test_a_file_that_is_no_state_dict_is_refused(
+    name: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    path = _bad_files(files).get(name, files / name)
+    with pytest.raises(BadInput, match=message):
+        read_state(path)
+    assert "code ran" not in capfd.readouterr().out
+    result = purer("pool", "import", tmp_path / "pool", path, "--architecture", "conv4", *IMPORT)
+    assert result.exit_code == 2
+    assert len([line for line in result.output.splitlines() if line.startswith("error")]) == 1
+    assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--classes": "a,b"}, r"head.weight has shape \(3, 128\), its architecture \(2, 128\)"),
+        ({"--classes": "a,b,b"}, "allowed: two or more, unlike"),
+        ({"--classes": "a"}, "allowed: two or more, unlike"),
+        ({"--architecture": "conv5"}, 'did you mean "conv4"'),
+        ({"--architecture": "resnet10"}, "no tensor"),
+        ({"--normalisation": "imagenett"}, 'did you mean "imagenet"'),
+        ({"--normalisation": "0,0,0/1,1,0"}, "positive deviations"),
+        ({"--outputs": "2"}, "3 classes for 2 outputs"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_pool_as_it_was(
+    changes: dict[str, str], message: str, tiny_pool: Path, tmp_path: Path
+) -> None:
+    torch.save(build("conv4", 3, 32).state_dict(), tmp_path / "net.pt")
+    options = {
+        "--architecture": "conv4",
+        "--classes": "a,b,c",
+        "--image-size": "32",
+        "--normalisation": "imagenet",
+    } | changes
+    before = tree(tiny_pool)
+    given = [part for option in options.items() for part in option]
+    result = purer("pool", "import", tiny_pool, tmp_path / "net.pt", *given)
+    assert result.exit_code == 2
+    import re
+
+    assert re.search(message, result.output.replace("\n", " ")), result.output
+    assert tree(tiny_pool) == before
+
+
+def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    net = Small()
+    where = "python/tests.pool.test_own_pools:Small"
+    with pytest.raises(BadInput, match="a folder with other files"):
+        add_teacher(tmp_path, net, where, ["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# --- check ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right", ["imagenet", "unit", "bytes", "half"])
+def test_a_right_normalisation_passes_and_a_wrong_one_is_named(right: str, tmp_path: Path) -> None:
+    net = trained_resnet(right, seed=3)
+    for given in NORMALISATIONS:
+        folder, n = tmp_path / given, NORMALISATIONS[given]
+        add_teacher(folder, net, "torchvision/resnet18", ["a", "b", "c"], 32, n.mean, n.std)
+        ((_, found),) = check_pool(folder)
+        wrong = [line for line in found if "do not fit" in line]
+        if given == right:
+            assert not found
+        elif {given, right} & {"unit", "bytes"}:  # the others are near each other
+            assert len(wrong) == 1
+            assert repr(right) in wrong[0] or right not in ("unit", "bytes")
+
+
+def test_a_dead_teacher_is_found(tmp_path: Path) -> None:
+    net = trained_resnet()
+    with torch.no_grad():
+        net.fc.weight.zero_()
+    n = NORMALISATIONS["imagenet"]
+    add_teacher(tmp_path / "pool", net, "torchvision/resnet18", ["a", "b", "c"], 32, n.mean, n.std)
+    result = purer("pool", "check", tmp_path / "pool")
+    assert result.exit_code == 2
+    assert "dead: its probabilities vary by" in result.output
+    assert "1 teachers with findings: teacher-00.safetensors" in result.output.replace("\n", " ")
+
+
+def test_numbers_that_are_none_are_found(tiny_pool: Path) -> None:
+    info = teacher_info(1)
+    state = random_state(info)
+    state["convs.2.weight"][0, 0, 0, 0] = float("nan")
+    save_teacher(tiny_pool / info.file, info, state)
+    found = dict((i.file, f) for i, f in check_pool(tiny_pool))  # noqa: C402
+    assert found["teacher-01.safetensors"] == ["convs.2.weight holds numbers that are not finite"]
+
+
+def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
+    (tiny_pool / "teacher-00.safetensors").write_bytes(b"broken")
+    infos = load_manifest(tiny_pool)
+    save_manifest(tiny_pool, [infos[0], replace(infos[1], n_outputs=4), infos[2]])
+    found = [lines for _, lines in check_pool(tiny_pool)]
+    assert "not a whole safetensors file" in found[0][0]
+    assert "its n_outputs is 3, the manifest says 4" in found[1][0]
+
+
+def test_a_network_without_batch_norm_is_said_to_be_unchecked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    where = "python/tests.pool.test_own_pools:Small"
+    add_teacher(tmp_path / "pool", Small(), where, ["a", "b", "c"], 32, [0.5] * 3, [0.1] * 3)
+    result = purer("pool", "check", tmp_path / "pool")
+    assert result.exit_code == 0, result.output
+    assert "fine; no BatchNorm" in result.output

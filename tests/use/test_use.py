@@ -1,0 +1,309 @@
+"""Using a learner: export, adapt, embed; the same from Python."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from stages.cli import app
+from stages.common.files import load_tensors, save_json
+from stages.common.learner import initial_theta, save_learner
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
+from stages.interface.errors import BadInput
+from stages.meta_test.nearest_class_mean import nearest
+from stages.use import load_learner
+from stages.use.images import pixels
+from tests.common.test_distilled import info, network
+
+COLOURS = {"red": (200, 30, 40), "green": (20, 180, 60), "blue": (30, 40, 210)}
+
+
+def purer(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Path:
+    """A folder of meta_train with two snapshots of a distilled learner."""
+    folder = tmp_path / "learner"
+    for iteration in (3, 7):
+        path = folder / "snapshots" / f"iteration-{iteration:06d}.safetensors"
+        save_learner(path, network().state_dict(), replace(info(), iteration=iteration))
+    save_json(tmp_path / "learner.provenance.json", {"commit": "abc", "stage": "meta_train"})
+    return folder
+
+
+@pytest.fixture
+def file(learner: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "learner.safetensors"
+    assert purer("export", learner, "--out", out).exit_code == 0
+    return out
+
+
+def picture(name: str, seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """Noise about a colour."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(COLOURS[name]) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def support(tmp_path: Path) -> Path:
+    folder = tmp_path / "support"
+    for name in COLOURS:
+        (folder / name).mkdir(parents=True)
+        for i, ending in enumerate(("png", "jpg", "webp", "bmp", "gif")):
+            picture(name, i).save(folder / name / f"{i}.{ending}")
+    return folder
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for i, name in enumerate(COLOURS):
+        for j in range(3):
+            picture(name, 100 + 3 * i + j, (20 + 9 * j, 35)).save(folder / f"{name}-{j}.png")
+    return folder
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+def test_the_exported_file_has_all_that_its_use_needs(learner: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = purer("export", learner, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "after 7 iterations" in result.output
+    _, metadata = load_tensors(out)
+    assert metadata["provenance"] == {"commit": "abc", "stage": "meta_train"}
+    assert metadata["distilled"]["class_names"] == [["a", "b", "c"], ["d"]]
+    assert replace(load_learner(out).info, provenance={}) == info()
+    assert "after 3 iterations" in purer("export", learner, "--out", out, "--iteration", 3).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "not a learner's folder"),
+        (("learner", "--iteration", 5), "no snapshot after 5 iterations; there are: 3, 7"),
+    ],
+)
+def test_what_is_not_there_is_not_exported(
+    arguments: tuple[object, ...], message: str, learner: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    result = purer("export", learner.parent / str(arguments[0]), *arguments[1:], "--out", out)
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
+    assert not out.exists()
+
+
+def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra purer[onnx] is optional")
+    out = tmp_path / "learner.onnx"
+    result = purer("export", learner, "--out", file, "--onnx", out)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    images = procedural_images(5, 16, generator(0, "x"))
+    x = images.permute(0, 3, 1, 2).float() / 255
+    (features,) = session.run(None, {"pixels": x.numpy()})
+    expected = load_learner(file).embed(list(images))
+    assert torch.allclose(torch.from_numpy(features), expected, atol=1e-4)
+
+
+# --- from Python ------------------------------------------------------------------------------
+
+
+def test_it_is_the_nearest_class_mean_of_the_learner(file: Path) -> None:
+    """The same prediction as meta_test's, and probabilities in the same order."""
+    images = procedural_images(4 * 3 + 20, 16, generator(0, "x"))
+    labels = torch.arange(4).repeat_interleave(3)
+    learner = load_learner(file)
+    classifier = learner.adapt(images[:12], labels.tolist())
+    net = network()
+    with torch.inference_mode():
+        z = net(info().view.of(images)).features
+    expected = nearest(z[:12], z[12:], 4, "cosine")
+    assert classifier.predict(images[12:]) == expected.tolist()
+    shares = classifier.probabilities(images[12:])
+    assert torch.allclose(shares.sum(1), torch.ones(20))
+    assert torch.equal(shares.argmax(1), expected)
+    assert torch.allclose(learner.embed(images), F.normalize(z), atol=1e-5)
+
+
+def test_an_image_is_judged_alone(file: Path) -> None:
+    images = procedural_images(20, 16, generator(0, "x"))
+    classifier = load_learner(file).adapt(images[:8], ["a", "b"] * 4)
+    together = classifier.probabilities(images[8:])
+    alone = torch.cat([classifier.probabilities([image]) for image in images[8:]])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_arrays_tensors_pictures_and_paths_are_one(file: Path, tmp_path: Path) -> None:
+    array = np.asarray(picture("red", 1))
+    path = tmp_path / "x.png"
+    Image.fromarray(array).save(path)
+    forms = [
+        array,
+        array.astype(np.float32) / 255,
+        torch.from_numpy(array.copy()),
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        Image.fromarray(array),
+        path,
+        str(path),
+    ]
+    expected = pixels(array, 16)
+    for form in forms:
+        assert torch.equal(pixels(form, 16), expected)
+    assert expected.shape == (16, 16, 3)
+    grey = pixels(array[..., 0], 16)
+    assert torch.equal(grey[..., 0], grey[..., 2])
+
+
+def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 5))  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "x.png", exif=exif)
+    assert pixels(tmp_path / "x.png", 20)[-1].float().mean() == 255
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
+        (np.full((4, 4, 3), 3.0), "floats from 3 to 3: allowed: 0 to 1"),
+        (np.full((4, 4, 3), np.nan), "floats from nan"),
+        (np.full((4, 4, 3), 300), "numbers from 300 to 300"),
+        ("no/such/file.png", "no such file"),
+        (7, "an image of type int"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: object, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        pixels(image, 16)
+
+
+def test_labels_that_do_not_fit_are_refused(file: Path) -> None:
+    images = procedural_images(4, 16, generator(0, "x"))
+    learner = load_learner(file)
+    with pytest.raises(BadInput, match="4 images and 3 labels"):
+        learner.adapt(images, [0, 1, 1])
+    with pytest.raises(BadInput, match=r"one class only \('x'\)"):
+        learner.adapt(images, ["x"] * 4)
+    with pytest.raises(BadInput, match="no image given"):
+        learner.adapt([], [])
+
+
+def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) -> None:
+    theta = initial_theta("conv4", 4, 16, generator(0, "theta"))
+    own = replace(info(), distilled=None, method="eci", meta_learner="maml")
+    save_learner(tmp_path / "x.safetensors", theta, own)
+    learner = load_learner(tmp_path / "x.safetensors")
+    images = procedural_images(20, 16, generator(0, "x"))
+    classifier = learner.adapt(images[:8], ["a", "b"] * 4)
+    together = classifier.probabilities(images[8:])
+    alone = torch.cat([classifier.probabilities([image]) for image in images[8:]])
+    assert torch.allclose(together, alone, atol=1e-5)
+    with pytest.raises(BadInput, match="normalises with a batch's statistics"):
+        learner.embed(images)
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_adapt_says_which_class_images_are_of(
+    ending: str, file: Path, support: Path, others: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    result = purer("adapt", support, "--learner", file, "--predict", others, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "3 classes from 15 images" in result.output
+    table = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
+    assert list(table.columns) == ["image", "predicted", "blue", "green", "red"]
+    assert list(table["image"]) == sorted(p.name for p in others.iterdir())
+    right = table["image"].str.partition("-")[0] == table["predicted"]
+    assert right.mean() > 0.85  # colours are easy even for a random network
+    assert np.allclose(table[["blue", "green", "red"]].sum(axis=1), 1)
+
+
+def test_adapt_takes_single_files_too(file: Path, support: Path, others: Path) -> None:
+    chosen = [
+        part for name in ("red-0", "blue-1") for part in ("--predict", others / f"{name}.png")
+    ]
+    result = purer("adapt", support, "--learner", file, *chosen)
+    assert result.exit_code == 0, result.output
+    assert "red-0.png" in result.output
+    assert "green-0.png" not in result.output
+
+
+def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.csv"
+    result = purer("embed", others, "--learner", file, "--out", out)
+    assert result.exit_code == 0, result.output
+    with out.open() as stream:
+        rows = list(csv.reader(stream))
+    assert len(rows) == 1 + 9
+    assert rows[0][:2] == ["image", "feature_0"]
+    assert len(rows[1]) == 1 + 42
+
+
+def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
+    """Arguments of `adapt` with one thing wrong."""
+    predict, out = others, support.parent / "out.csv"
+    if what == "unreadable":
+        (others / "broken.png").write_bytes(b"not an image")
+    elif what == "truncated":
+        whole = (others / "red-0.png").read_bytes()
+        (others / "red-0.png").write_bytes(whole[: len(whole) // 2])
+    elif what == "empty class":
+        (support / "yellow").mkdir()
+    elif what == "one class":
+        support = support.parent / "one"
+        (support / "red").mkdir(parents=True)
+    elif what == "no folder":
+        support = support.parent / "nowhere"
+    elif what == "nothing to predict":
+        predict = others.parent / "nothing"
+        predict.mkdir()
+    elif what == "ending":
+        out = out.with_suffix(".xlsx")
+    elif what == "learner":
+        file.write_bytes(b"not a learner")
+    return [support, "--learner", file, "--predict", predict, "--out", out]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("unreadable", "broken.png: not a readable image"),
+        ("truncated", "red-0.png: not a readable image"),
+        ("empty class", "yellow: no image in this folder"),
+        ("one class", "needs two or more; found: red"),
+        ("no folder", "nowhere: no such folder"),
+        ("nothing to predict", "nothing: no image in this folder"),
+        ("ending", "allowed endings: .csv, .parquet"),
+        ("learner", "not a whole safetensors file"),
+    ],
+)
+def test_bad_input_is_one_message_and_no_file(
+    what: str, message: str, file: Path, support: Path, others: Path
+) -> None:
+    arguments = _break(what, support, others, file)
+    result = purer("adapt", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
+    assert result.output.count("error:") == 1
+    assert not list(support.parent.glob("out.*"))
