@@ -17,6 +17,8 @@ from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.params import Params
 
+# Sections of the grid whose keys are cells.
+CELLS = ("cells", "pool_cells", "pseudo_cells", "pseudo_pool_cells")
 GRID = Path(__file__).parent / "grid.yaml"
 
 app = typer.Typer(add_completion=False)
@@ -45,13 +47,29 @@ def cell_key(given: Params) -> str:
 def check_cell(given: Params) -> None:
     """Raise BadInput if the selected cell is not in the grid, or its data sets are too small."""
     grid = YAML(typ="safe").load(GRID)
-    cells: dict[str, dict[str, object]] = grid["cells"] | grid["pool_cells"]
+    cells: dict[str, dict[str, object]] = {}
+    for section in CELLS:
+        cells |= grid[section]
     if cell_key(given) not in cells:
         raise BadInput(
             f"params.yaml: {cell_key(given)} is not a cell of {GRID.parent.name}/{GRID.name};"
             f" {_others(list(cells), given)}; another cell is a line there"
         )
-    params.check_dataset(given, str(cells[cell_key(given)]["second"]))
+    if given.dataset == params.NO_DATASET:
+        _check_own_pool(given)
+    params.check_dataset(given, str(cells[cell_key(given)].get("second", params.NO_DATASET)))
+
+
+def _check_own_pool(given: Params) -> None:
+    from stages.common.pool import load_manifest
+
+    try:
+        load_manifest(Path(given.own_pool))
+    except BadInput as error:
+        raise BadInput(
+            f"params.yaml: own_pool = {given.own_pool!r}: {error};"
+            " `purer pool import` makes a pool of your checkpoints"
+        ) from None
 
 
 def _others(cells: list[str], given: Params) -> str:
@@ -61,10 +79,10 @@ def _others(cells: list[str], given: Params) -> str:
     if not parts:
         found = {key.split("-")[1] for key in cells if key.startswith(f"{given.scenario}-")}
         return f"data sets of scenario {given.scenario} there: {', '.join(sorted(found))}"
-    columns = (("n_way", 2), ("n_shot", 3), ("method", 4))
+    columns = (("n_way", 2, "way"), ("n_shot", 3, "shot"), ("method", 4, ""))
     return "; ".join(
-        f"{name} there: {', '.join(dict.fromkeys(p[i].removesuffix(name[2:]) for p in parts))}"
-        for name, i in columns
+        f"{name} there: {', '.join(dict.fromkeys(p[i].removesuffix(unit) for p in parts))}"
+        for name, i, unit in columns
     )
 
 

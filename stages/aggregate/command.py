@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stages.aggregate.names import DISTILLED
 from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
 
 if TYPE_CHECKING:
@@ -76,14 +77,15 @@ def report(
     """All tables and figures of the cells run so far, of all seeds, and a page that shows them."""
     from stages.aggregate.cells import load_budget
     from stages.aggregate.gallery import draw_all, keep_pictures, pictures_made_elsewhere
-    from stages.aggregate.layouts import PAPER, every_row
+    from stages.aggregate.layouts import OURS, PAPER, every_row
     from stages.aggregate.report import report as page
     from stages.aggregate.results import results
     from stages.common.files import written_whole
 
     cells = load_budget(budget)
     out = out or Path("reports") / budget
-    paper, others = _fill([*PAPER.values()], cells), _fill(every_row(cells), cells)
+    paper = _fill([*PAPER.values()], cells)
+    others = _fill([*OURS.values(), *every_row(cells)], cells)
     with written_whole(out / "tables") as folder:
         for sheet in (*paper, *others):
             _save_sheet(folder, sheet.name, sheet)
@@ -128,6 +130,8 @@ def publish(
 def _row_of(cell: Cell, adaptation: str) -> str:
     """The row that `adaptation` names; "auto": the method's own, the first of `OWN` that it has."""
     if adaptation == "auto":
+        if cell.method in DISTILLED:  # its features are made for it
+            return "nearest_class_mean"
         return next((row for row in OWN if row in cell.rows), next(iter(cell.rows)))
     if adaptation not in cell.rows:
         raise BadInput(
@@ -181,7 +185,7 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
     if cell.history.iteration:
         save_training(folder / "training.png", [cell], f"{cell.key}, budget {cell.budget}")
     else:
-        save_placeholder(folder / "training.png", "no meta-training")
+        save_placeholder(folder / "training.png", "no accuracy on pseudo episodes")
     images = EVALUATIONS / cell.key / "synthetic.png"
     if images.is_file():
         shutil.copy(images, folder / "synthetic.png")

@@ -122,6 +122,28 @@ PAPER = {
     )
 }
 
+_DISTILLED = tuple(
+    _line(name, "nearest_class_mean")
+    for name in (
+        "distill_64",
+        "distill",
+        "distill_procedural",
+        "distill_inverted",
+        "distill_noise",
+        "distill_no_features",
+        "distill_no_labels",
+    )
+)
+_POOL = _line("pool", "pool_features", "The pool itself, 13 networks")
+# Beyond the papers (METHODS 5).
+OURS = {
+    "distillation": Layout(
+        "distillation",
+        "One network that carries the pool, and what becomes of it without an ingredient, SS",
+        (_cifar((_POOL, *_DISTILLED, _OURS)),),
+    )
+}
+
 # What a task is expected to have, so that it says "not run" where it has not: the first rows.
 _ANYWHERE = {
     "pool": ("pool_features",),
@@ -130,6 +152,7 @@ _ANYWHERE = {
     "eci": ("one_step", "icfil"),
     "protonet": ("nearest_class_mean",),
     "anil": ("one_step",),
+    "distill": ("nearest_class_mean",),
 }
 _EXPECTED = {
     "sh": _ANYWHERE,

@@ -18,13 +18,22 @@ METHODS = {
     "dro": "DRO",
     "ei": "EI",
     "eci": "ECI",
+    "eci_distilled": "ECI from the distilled Conv4-32",
     "eci_lambda2": "ECI (λ = 2)",
     "eci_lambda05": "ECI (λ = 0.5)",
     "eci_pool2": "ECI (2 teachers)",
     "eci_pool6": "ECI (6 teachers)",
     "protonet": "Prototypical network on EI's episodes",
     "anil": "ANIL on EI's episodes",
+    "distill": "Distilled Conv4-32",
+    "distill_64": "Distilled Conv4-64",
+    "distill_procedural": "Distilled Conv4-32, procedural images only",
+    "distill_inverted": "Distilled Conv4-32, inverted images only",
+    "distill_noise": "Distilled Conv4-32, inversion from noise",
+    "distill_no_features": "Distilled Conv4-32, without features",
+    "distill_no_labels": "Distilled Conv4-32, without labels",
 }
+DISTILLED = frozenset(name for name in METHODS if name.startswith("distill"))
 DATA_BASED = {
     "maml_dagger": "MAML†",
     "real_maml": "MAML",
@@ -42,7 +51,11 @@ ADAPTATIONS = {
     "nearest_class_mean": "nearest class mean",
     "linear_probe": "linear probe",
 }
-DATASETS = {"cifar_fs": "CIFAR-FS", "mini_imagenet": "MiniImageNet"}
+DATASETS = {
+    "cifar_fs": "CIFAR-FS",
+    "mini_imagenet": "MiniImageNet",
+    "pseudo": "pseudo episodes of the pool's own classes",
+}
 SCENARIOS = {
     "ss": "one data set, one architecture",
     "sh": "one data set, different architectures",

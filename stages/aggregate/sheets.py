@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DATA_BASED, PURER, method_name
+from stages.aggregate.names import ADAPTATIONS, DATA_BASED, DISTILLED, PURER, method_name
 from stages.aggregate.results import Result, published
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
+NO_DATASET = "none"  # as a cell's data set
 LONG = 12  # rows; the notes of a longer table name kinds of rows
 _NONE = "–"
 
@@ -100,7 +101,7 @@ def accuracy_text(result: Result) -> str:
 
 def iterations_text(cells: Iterable[Cell]) -> str:
     """E.g. '2,400 outer iterations'; nothing if no cell tells."""
-    lengths = sorted({cell.iterations for cell in cells} - {0})
+    lengths = sorted({cell.iterations for cell in cells if cell.method not in DISTILLED} - {0})
     if not lengths:
         return ""
     span = " to ".join(f"{n:,}" for n in dict.fromkeys((lengths[0], lengths[-1])))
@@ -174,6 +175,14 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
             "Data that training used", shown, "data_used", lambda row: method_name(row.method)
         ),
     ]
+    if any(cell.dataset == NO_DATASET for cell in cells):
+        notes.append(
+            Note(
+                "There was no data set: snapshots were chosen, and rows judged, on pseudo episodes,"
+                " fresh synthetic images of the pool's own classes. These are no accuracies on real"
+                " images."
+            )
+        )
     if far := _far_from_published(shown):
         notes.append(Note("More than two combined intervals from the published value:", far))
     return tuple(notes)

@@ -98,14 +98,17 @@ class Learner:
         return output
 
 
-def learner_view(pool: Sequence[TeacherInfo], image_size: str) -> View:
+def learner_view(pool: Sequence[TeacherInfo], image_size: str | int) -> View:
     """How the learner of a pool sees images: as the teachers of the smallest or largest side do.
+
+    A number of pixels: at that side, normalised as the smallest's.
 
     A batch is one tensor, and its BatchNorm statistics are of the whole batch, so images of two
     data sets (MH) must be brought to one size before the learner sees them.
     """
-    best = min if image_size == "smallest" else max
-    return best((info.view for info in pool), key=lambda view: view.image_size)
+    best = max if image_size == "largest" else min
+    view = best((info.view for info in pool), key=lambda view: view.image_size)
+    return View(image_size, view.normalisation) if isinstance(image_size, int) else view
 
 
 def initial_theta(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 Architecture = Literal["conv4", "conv4_64", "resnet10", "resnet18"]
 
@@ -42,8 +51,8 @@ class LearnerSection(Section):
     """The network that is meta-trained, whatever the method."""
 
     architecture: Architecture
-    # The side of its images, where the teachers' differ (MH): the smallest or largest of theirs.
-    image_size: Literal["smallest", "largest"]
+    # The side of its images: the smallest or largest of the teachers', or so many pixels.
+    image_size: Literal["smallest", "largest"] | Annotated[int, Field(ge=16)]
 
 
 class InversionWeights(Section):
@@ -52,3 +61,11 @@ class InversionWeights(Section):
     tv: NonNegativeFloat
     l2: NonNegativeFloat
     bn_statistics: NonNegativeFloat
+
+
+class NaturalInversion(Section):
+    """Inversion that starts from a procedural image (METHODS 5)."""
+
+    lr: PositiveFloat
+    max_roll: NonNegativeInt
+    weights: InversionWeights

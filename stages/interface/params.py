@@ -26,6 +26,8 @@ from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
+NO_DATASET = "none"  # as `dataset`: a pool brought from elsewhere, and no images at all
+
 
 class Scenarios(Section):
     ss: Scenario
@@ -46,6 +48,7 @@ class Params(Section):
 
     scenario: Literal["ss", "sh", "mh"]
     dataset: str
+    own_pool: str
     n_way: int = Field(ge=2)
     n_shot: PositiveInt
     n_query: PositiveInt
@@ -88,7 +91,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
 def _check_names(given: Params, path: Path) -> None:
     """Refuse names that no table knows, so that a new row of a table needs no change here."""
     tables: dict[str, Iterable[str]] = {
-        "dataset": CATALOGUE,
+        "dataset": (*CATALOGUE, NO_DATASET),
         "method": (*METHODS, "pool", *DATA_BASED),
         "adaptation": ("auto", *SUITS, *POOL_ROWS),
         "budget": given.budgets,
@@ -118,6 +121,8 @@ def _check_together(given: Params, path: Path) -> None:
 
 def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
     """Refuse episodes and splits that `dataset` is too small for."""
+    if dataset == NO_DATASET:
+        return
     spec = CATALOGUE[dataset]
     smallest = min(len(names) for names in spec.splits().values())
     if given.n_way > smallest:
@@ -160,6 +165,8 @@ def _check_mixing(given: Params, path: Path) -> None:
     """Refuse what mixes the parameters of teachers of different architectures."""
     scenario: Scenario = getattr(given.scenarios, given.scenario)
     teachers, learner = set(scenario.names), given.learner.architecture
+    if given.dataset == NO_DATASET:
+        return  # what the teachers of somebody's pool are is known when it is read
     if teachers == {learner} and given.scenario != "mh":
         return
     what = f"the learner is a {learner}, the teachers are {', '.join(sorted(teachers))}"

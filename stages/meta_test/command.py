@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 
 if TYPE_CHECKING:
+    from stages.common.dataset import ClassImages, Split
     from stages.meta_test.evaluate import Row, Tasks
 
 PARAMS = ("seed", "device", "n_query", "meta_test", "budgets.{budget}.meta_test")
@@ -25,19 +27,23 @@ app = typer.Typer(add_completion=False)
 def meta_test(
     cell: Annotated[str, typer.Argument(help="The cell's key in stages/grid.yaml.")],
     pool: Annotated[Path, typer.Option(help="The pool.")],
-    data: Annotated[
-        list[Path], typer.Option(help="Canonical data set with the unseen classes; twice: a pair.")
-    ],
     n_way: Annotated[int, typer.Option(min=2, help="Classes of an episode.")],
     n_shot: Annotated[int, typer.Option(min=1, help="Support images per class.")],
     budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
     out: Annotated[Path, typer.Option(help="The folder to write: episodes, pictures.")],
     metrics: Annotated[Path, typer.Option(help="The cell's file to write (JSON).")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Canonical data set with the unseen classes; twice: a pair."),
+    ] = None,
     learner: Annotated[
         Path | None, typer.Option(help="A folder of meta_train; without it the pool is judged.")
     ] = None,
 ) -> None:
-    """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes."""
+    """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes.
+
+    Without a data set, both are pseudo episodes: fresh synthetic images of the pool's classes.
+    """
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import written_whole
@@ -46,24 +52,33 @@ def meta_test(
     from stages.interface.provenance import save_provenance
     from stages.meta_test import evaluate
     from stages.meta_test.cell import save_cell, save_episodes
+    from stages.meta_test.pseudo import pseudo_classes
     from stages.meta_test.similarity import similarity
 
     device = resolve(given["device"])
     settings = given["meta_test"]
     start = time.monotonic()
     shape = (n_way, n_shot, given["n_query"])
-    test = _tasks(data, "test", settings.n_episodes, shape)
+    teachers = load_pool(pool, device)
+
+    def tasks(split: Split, n_episodes: int) -> Tasks:
+        if data:
+            return _tasks(load_splits(data, split), split, n_episodes, shape)
+        made = pseudo_classes(teachers, split, settings.pseudo, device)
+        return _tasks([made], split, n_episodes, shape)
+
+    test = tasks("test", settings.n_episodes)
     content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
     rows: dict[str, Row]
     if learner is None:
-        rows = evaluate.judge_pool(load_pool(pool, device), test, settings, device)
+        rows = evaluate.judge_pool(teachers, test, settings, device)
     else:
         models = evaluate.load_snapshots(learner, device)
         if models[0].info.n_way != n_way:
             raise BadInput(
                 f"n_way = {n_way}: the learner of {learner} has {models[0].info.n_way} outputs"
             )
-        val = _tasks(data, "val", given["budgets.{budget}.meta_test"].n_val_episodes, shape)
+        val = tasks("val", given["budgets.{budget}.meta_test"].n_val_episodes)
         selection = evaluate.select(models, val, settings, device)
         rows = evaluate.judge_learner(models, selection, val, test, settings, device)
         content |= {
@@ -71,9 +86,8 @@ def meta_test(
             "curve": evaluate.curve(models, test, settings, device),
         }
         synthetic = learner / "synthetic.safetensors"
-        if synthetic.exists():
+        if synthetic.exists() and data:
             train = load_splits(data, "train")
-            teachers = load_pool(pool, device)
             content["similarity"] = similarity(synthetic, teachers, train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
     content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
@@ -102,16 +116,15 @@ def meta_test(
         typer.echo(f"{name:22s} {found['accuracy']:6.2f} +- {found['ci95']:.2f} % {row.protocol}")
 
 
-def _tasks(paths: list[Path], split: Any, n_episodes: int, shape: tuple[int, int, int]) -> Tasks:
+def _tasks(
+    data: Sequence[ClassImages], split: Split, n_episodes: int, shape: tuple[int, int, int]
+) -> Tasks:
     """Raises BadInput if a split has too few classes or images."""
-    from stages.common.dataset import load_splits
     from stages.meta_test.episodes import fixed_tasks
     from stages.meta_test.evaluate import Tasks
 
-    data = load_splits(paths, split)
     try:
         return Tasks(data, fixed_tasks(data, split, n_episodes, *shape))
     except ValueError as error:
-        raise BadInput(
-            f"{', '.join(map(str, dict.fromkeys(paths)))}: meta-{split}: {error}"
-        ) from None
+        names = ", ".join(part.dataset for part in data)
+        raise BadInput(f"{names}: meta-{split}: {error}") from None

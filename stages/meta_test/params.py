@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.common.params import InversionWeights, Section
+from stages.common.params import InversionWeights, NaturalInversion, Section
 
 _ALL = frozenset({"maml", "anil", "protonet", "none", "distilled"})
 # The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
@@ -80,6 +80,15 @@ class Pool(Section):
     precision: Literal["float32", "bfloat16"]
 
 
+class Pseudo(Section):
+    """The pseudo episodes of a pool without a data set."""
+
+    classes_per_teacher: PositiveInt
+    images_per_class: PositiveInt
+    inversion_steps: PositiveInt
+    inversion: NaturalInversion
+
+
 class MetaTest(Section):
     n_episodes: PositiveInt
     batch_norm: Literal["transductive", "inductive"]
@@ -89,6 +98,7 @@ class MetaTest(Section):
     linear_probe: LinearProbe
     tuned_steps: TunedSteps
     pool: Pool
+    pseudo: Pseudo
     curve_episodes: NonNegativeInt
     similarity_images: PositiveInt
 

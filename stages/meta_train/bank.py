@@ -18,8 +18,8 @@ from torch import Tensor
 
 from stages.common.architectures import channels_last
 from stages.common.dataset import Normalisation, resized
+from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
-from stages.meta_train.natural_inversion import Labelled
 
 BATCH = 500  # images that a teacher sees together
 PCA_IMAGES = 8192  # images that the principal components are computed from

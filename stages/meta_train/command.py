@@ -43,6 +43,10 @@ def meta_train(
     method: Annotated[str, typer.Option(help="How to meta-train: " + ", ".join(METHODS) + ".")],
     budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A learner's folder, for a method that starts from another's learner."),
+    ] = None,
 ) -> None:
     """Meta-train a learner on a pool of classifiers, without any of their data."""
     if method not in METHODS:
@@ -50,6 +54,8 @@ def meta_train(
             f"method = {method!r}: allowed: {', '.join(METHODS)}" + did_you_mean(method, METHODS)
         )
     row = METHODS[method]
+    if row.continues and start is None:
+        raise BadInput(f"method = {method!r}: needs --start, a learner of {row.continues}")
     cell = {"scenario": scenario, "family": row.family, "method": method, "budget": budget}
     cell["length"] = row.length
     given = params.read(PARAMS, **cell)
@@ -82,6 +88,7 @@ def meta_train(
         seed=given["seed"],
         device=device,
         folder=Path(),
+        start=start if row.continues else None,
     )
     n_iterations = length.n_iterations if row.trains else 0
     minutes = train_and_save(
@@ -92,7 +99,11 @@ def meta_train(
         ),
         out,
         inputs=[given, n_shot],
-        files=[pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)],
+        files=[
+            pool / MANIFEST,
+            *(pool / teacher.info.file for teacher in teachers),
+            *(sorted((start / "snapshots").glob("*")) if start and row.continues else ()),
+        ],
         view=setting.view,
         n_way=n_way,
         n_iterations=n_iterations,

@@ -26,15 +26,15 @@ from stages.common.distilled import Distilled, DistilledForm
 from stages.common.files import load_tensors, save_tensors
 from stages.common.loop import Records, recent
 from stages.common.meta_learners import adam_state, load_adam_state
+from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.pool import Teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
+from stages.common.teachers import teacher_losses
 from stages.interface.progress import Reporter
 from stages.meta_train.bank import Bank, fill, mixed_images
 from stages.meta_train.methods import Setting
-from stages.meta_train.natural_inversion import Labelled, invert, n_batches
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
-from stages.meta_train.teachers import teacher_losses
 
 SHOWN = 20  # inverted images of a class that are kept in the learner's folder
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
@@ -197,7 +197,7 @@ class DistillRun:
                         teacher.info,
                         state,
                         loss,
-                        n_images,
+                        torch.arange(n_images) % len(teacher.info.class_ids),
                         self._own.inversion,
                         self._shared.inversion,
                         self._budget.inversion_steps,

@@ -28,12 +28,12 @@ from stages.common.loop import Records, recent
 from stages.common.meta_learners import OuterLoop, adam_state, load_adam_state, outer_loss
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
+from stages.common.teachers import teacher_losses
 from stages.meta_train.curriculum import GradientSwitch
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, EpisodeInversion, NoCurriculum
-from stages.meta_train.starts import average, drawn
+from stages.meta_train.starts import average, distilled, drawn
 from stages.meta_train.synthetic import DynamicDataset
-from stages.meta_train.teachers import teacher_losses
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,10 +130,13 @@ class EpisodeInversionRun:
         return lambda n: self._compiler(calls * n // pool_size)
 
     def _outer_loop(self, pool: Sequence[Teacher]) -> OuterLoop:
-        """The learner at its start: the pool's average, head included (SS), or drawn [C]."""
+        """The learner at its start: the pool's average, head included (SS), drawn [C], or given."""
         setting, params = self._setting, self._params
-        averaged = setting.scenario.start == "average"
-        start = average(pool, setting) if averaged else drawn(setting)
+        if setting.start is not None:
+            start = distilled(setting)
+        else:
+            averaged = setting.scenario.start == "average"
+            start = average(pool, setting) if averaged else drawn(setting)
         theta = {name: p.to(setting.device) for name, p in start.items()}
         learner = Learner(
             setting.architecture, setting.n_way, setting.view.image_size, setting.device

@@ -34,6 +34,7 @@ class Setting:
     seed: int
     device: str
     folder: Path  # of unfinished work: preparations may be kept there
+    start: Path | None = None  # a learner's folder to start from, for a method that `continues`
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Method:
     trains: bool = True  # False: the learner is there from the start, no iterations
     length: str = "meta_train"  # section of a budget that says how long
     data_used: Callable[[Any], str] = lambda own: NO_DATA
+    continues: str = ""  # the method whose learner this one starts from
     mixes: bool = False  # the teachers' parameters, so they must be of one architecture
 
 
@@ -117,6 +119,13 @@ METHODS = {
     "distill_noise": _DISTILL,
     "distill_no_features": _DISTILL,
     "distill_no_labels": _DISTILL,
+    # Does a better start help meta-learning?
+    "eci_distilled": Method(
+        "episode_inversion",
+        _episode_inversion,
+        data_used=lambda own: IMAGE_PRIOR,
+        continues="distill",
+    ),
     # Rows of the sensitivity tables (7: lambda, 8: pool size).
     "eci_lambda2": Method("episode_inversion", _episode_inversion),
     "eci_lambda05": Method("episode_inversion", _episode_inversion),

@@ -13,7 +13,7 @@ from pydantic import (
     field_validator,
 )
 
-from stages.common.params import Architecture, InversionWeights, Section
+from stages.common.params import Architecture, InversionWeights, NaturalInversion, Section
 
 # How a distilled learner may be read out (stages/common/distilled.py).
 READOUTS = ("features", "projection", "log_ratios")
@@ -58,14 +58,6 @@ class Dro(Section):
     penalty: NonNegativeFloat
     lr: PositiveFloat
     support_fraction: Annotated[float, Field(gt=0, lt=1)]
-
-
-class NaturalInversion(Section):
-    """Inversion that starts from a procedural image (METHODS 5)."""
-
-    lr: PositiveFloat
-    max_roll: NonNegativeInt
-    weights: InversionWeights
 
 
 class Distillation(Section):
@@ -119,6 +111,7 @@ class MetaTrain(Section):
     episode_inversion: EpisodeInversion
     ei: NoCurriculum
     eci: Curriculum
+    eci_distilled: Curriculum
     eci_lambda2: Curriculum
     eci_lambda05: Curriculum
     eci_pool2: Curriculum

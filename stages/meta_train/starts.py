@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from stages.common.architectures import channels_last
-from stages.common.learner import Theta, initial_theta
+from stages.common.learner import Theta, initial_theta, load_learner
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -43,6 +43,32 @@ def average(pool: Sequence[Teacher], setting: Setting) -> Theta:
         name: channels_last(torch.stack([state[name].detach() for state in states]).mean(0))
         for name in states[0]
     }
+
+
+def distilled(setting: Setting) -> Theta:
+    """The body of a distilled learner, its last snapshot; the head is zero.
+
+    Its BatchNorm statistics are left behind: the learner normalises with those of its batches.
+
+    Raises BadInput if `setting.start` holds no distilled learner of the learner's form.
+    """
+    assert setting.start is not None
+    paths = sorted((setting.start / "snapshots").glob("*.safetensors"))
+    if not paths:
+        raise BadInput(f"{setting.start}: no snapshots/*.safetensors to start from")
+    _, found, info = load_learner(paths[-1])
+    form = (info.architecture, info.image_size)
+    if info.distilled is None or form != (setting.architecture, setting.view.image_size):
+        raise BadInput(
+            f"{paths[-1]}: a {info.architecture} for {info.image_size} pixels of method"
+            f" {info.method}: allowed to start from: a distilled {setting.architecture} for"
+            f" {setting.view.image_size}"
+        )
+    theta = {name: torch.zeros_like(p) for name, p in drawn(setting).items()}
+    for name in theta:
+        if not name.startswith("head."):
+            theta[name] = found[f"body.{name}"]
+    return theta
 
 
 def ota(pool: Sequence[Teacher], setting: Setting) -> Theta:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+
+if TYPE_CHECKING:
+    from stages.common.dataset import Normalisation
+
+PARAMS: tuple[str, ...] = ()  # of `adopt`, which is a stage
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -67,8 +74,8 @@ def show(pool: POOL) -> None:
     from stages.common.pool import load_manifest
 
     table = Table(title=str(pool))
-    for heading in ("teacher", "architecture", "classes", "pixels", "mean", "std", "val. acc."):
-        table.add_column(heading, overflow="fold")
+    for heading in ("teacher", "architecture", "classes", "pixels", "normalised", "val. acc."):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "architecture")
     infos = load_manifest(pool)
     for info in infos:
         names = ", ".join(info.class_names[:5]) + (", ..." if len(info.class_names) > 5 else "")
@@ -77,8 +84,7 @@ def show(pool: POOL) -> None:
             info.architecture,
             f"{len(info.class_names)} of {info.dataset}: {names}",
             str(info.image_size),
-            " ".join(f"{m:.3g}" for m in info.mean),
-            " ".join(f"{s:.3g}" for s in info.std),
+            _words(info.normalisation),
             "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
         )
     Console().print(table)
@@ -106,11 +112,43 @@ def check(pool: POOL) -> None:
         raise BadInput(f"{pool}: {len(wrong)} teachers with findings: {', '.join(wrong)}")
 
 
+@app.command()
+@refuses_bad_input
+def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to write.")]) -> None:
+    """Take a pool brought from elsewhere into the pipeline: checked, copied as it is."""
+    from stages.common.files import written_whole
+    from stages.common.pool import MANIFEST, load_pool
+    from stages.interface.provenance import save_provenance
+
+    start = time.monotonic()
+    teachers = load_pool(pool)
+    with written_whole(out) as temporary:
+        temporary.mkdir()
+        for name in (MANIFEST, *(teacher.info.file for teacher in teachers)):
+            shutil.copy(pool / name, temporary)
+    beside = out.with_name(f"{out.name}.provenance.json")
+    save_provenance(beside, time.monotonic() - start, "cpu", source=str(pool))
+    typer.echo(f"{out}: {len(teachers)} teachers of {pool}")
+
+
 def _classes(given: str) -> list[str]:
     """Names, from 'a,b,c' or a file with one a line."""
     path = Path(given)
     text = path.read_text() if path.is_file() else given.replace(",", "\n")
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _words(normalisation: Normalisation) -> str:
+    """Its usual name, or its numbers."""
+    from stages.pool.checking import NORMALISATIONS
+
+    for name, known in NORMALISATIONS.items():
+        if known == normalisation:
+            return name
+    mean, std = (
+        " ".join(f"{v:.3g}" for v in part) for part in (normalisation.mean, normalisation.std)
+    )
+    return f"{mean} / {std}"
 
 
 def _normalisation(given: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from stages.aggregate.command import app
-from stages.aggregate.layouts import PAPER, cells_of
+from stages.aggregate.layouts import OURS, PAPER, cells_of
 from tests.aggregate.fakes import fake_cell, write_cell
 
 CELL = "ss-cifar_fs-5way-1shot-eci"
@@ -102,7 +102,7 @@ def test_report_shows_everything_and_needs_nothing(project: Path) -> None:
     out = Path("reports/quick")
     assert all(path.is_file() for path in paths)  # cells stand in the same folder
     tables = {path.name for path in (out / "tables").iterdir()}
-    names = [*PAPER, "every_row-ss-cifar_fs-5way", "every_row-mh-cifar_fs-5way"]
+    names = [*PAPER, *OURS, "every_row-ss-cifar_fs-5way", "every_row-mh-cifar_fs-5way"]
     assert tables == {f"{name}.{kind}" for name in names for kind in ("md", "parquet")}
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures == {

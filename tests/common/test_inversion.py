@@ -12,7 +12,7 @@ from stages.common.inversion import (
 )
 from stages.common.params import InversionWeights
 from stages.common.seeds import generator
-from stages.meta_train.teachers import teacher_loss
+from stages.common.teachers import teacher_loss
 
 WEIGHTS = InversionWeights(tv=1e-2, l2=1e-2, bn_statistics=0.1)
 

@@ -48,7 +48,7 @@ def edited(tmp_path: Path):
         ("scenarios.ss.architectures", "resnet18", r"start = 'average': the learner is a conv4, "),
         ("scenarios.ss.architectures", "conv4+conv5", r"no architecture 'conv5'; allowed: conv4"),
         ("scenarios.sh.teachers_per_step", 0, r"scenarios.sh.teachers_per_step = 0: input should"),
-        ("learner.image_size", 32, r"learner.image_size = 32: allowed: smallest, largest"),
+        ("learner.image_size", 8, r"learner.image_size = 8: allowed: smallest, largest"),
         ("meta_train.eci_pool2.n_teachers", 0, r"eci_pool2.n_teachers = 0: input should be"),
         ("meta_train.protonet.meta_learner", "reptile", r"meta_learner = 'reptile': allowed: maml"),
         ("meta_train.dro.support_fraction", 1, r"support_fraction = 1: input should be less than"),

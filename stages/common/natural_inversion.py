@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from stages.common.architectures import channels_last
+from stages.common.params import NaturalInversion
 from stages.common.pool import TeacherInfo
 from stages.common.procedural import procedural_images
-from stages.meta_train.params import NaturalInversion
-from stages.meta_train.teachers import State, TeacherLoss
+from stages.common.teachers import State, TeacherLoss
 
 BATCH = 200  # images inverted together; R_feature compares their common moments
 
@@ -37,19 +37,18 @@ def invert(
     info: TeacherInfo,
     state: State,
     loss: TeacherLoss,
-    n_images: int,
+    labels: Tensor,
     start: str,
     params: NaturalInversion,
     n_steps: int,
     stream: torch.Generator,
     device: str,
-    done: Callable[[int], None],
+    done: Callable[[int], None] = lambda steps: None,
 ) -> Labelled:
-    """`n_images` images, the teacher's classes in turn; `done(steps so far)` after each step.
+    """An image for each of `labels` (n,); `done(steps so far)` after each step.
 
     `start`: "procedural" images or "noise".
     """
-    labels = torch.arange(n_images) % len(info.class_ids)
     parts: list[Tensor] = []
     for y in labels.split(BATCH):
         x = channels_last(_start(len(y), info, start, stream).to(device)).requires_grad_()
