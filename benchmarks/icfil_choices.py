@@ -9,14 +9,11 @@ Markdown table.
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stages.aggregate.results import interval
 from stages.common.dataset import load_split
 from stages.interface import params
 from stages.interface.device import resolve
@@ -35,11 +32,6 @@ CHANGES: list[dict[str, object]] = [
     {"inversion_steps": 20},
     {"pseudo_per_class": 20},
 ]
-
-
-def interval(values: NDArray[np.float64]) -> float:
-    """95 % interval of the mean."""
-    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def main(learner_folder: Path, data_file: Path) -> None:

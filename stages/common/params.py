@@ -18,6 +18,9 @@ from pydantic import (
 Architecture = Literal["conv4", "conv4_64", "resnet10", "resnet18"]
 
 
+MetaLearner = Literal["maml", "anil", "protonet"]
+
+
 class Section(BaseModel):
     """A part of params.yaml: unknown keys and values of another type are refused."""
 

@@ -12,7 +12,7 @@ import typer
 
 from stages.data_based.params import DATA_BASED
 from stages.interface import params
-from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+from stages.interface.errors import BadInput, check_name, refuses_bad_input
 
 PARAMS = (
     "seed",
@@ -44,11 +44,7 @@ def data_based(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
 ) -> None:
     """Meta-train on real images: a control and the ceilings of data-free meta-learning."""
-    if method not in DATA_BASED:
-        raise BadInput(
-            f"method = {method!r}: allowed: {', '.join(DATA_BASED)}"
-            + did_you_mean(method, DATA_BASED)
-        )
+    check_name("method", method, DATA_BASED)
     given = params.read(PARAMS, method=method, budget=budget)
 
     from stages.common.dataset import View, load_split

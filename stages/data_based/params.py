@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from stages.common.params import Section
+from stages.common.params import MetaLearner, Section
 
 
 class RealMetaTraining(Section):
-    meta_learner: Literal["maml", "anil", "protonet"]
+    meta_learner: MetaLearner
     # dynamic: as many images of a class as the synthetic dynamic dataset holds (support + query)
     images_per_class: Literal["all", "dynamic"]
     episodes_per_step: PositiveInt

@@ -24,6 +24,14 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 
+def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
+    """Raise BadInput, with what is allowed and the nearest, unless `name` is among them."""
+    names = list(allowed)
+    if name not in names:
+        near = did_you_mean(name, names)
+        raise BadInput(f"{what} = {name!r}: allowed: {', '.join(names)}{near}")
+
+
 def refuses_bad_input(command: Callable[P, R]) -> Callable[P, R]:
     """Turn `BadInput` into its message on standard error and exit code 2, Ctrl-C into 130."""
 

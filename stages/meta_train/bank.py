@@ -9,7 +9,7 @@ Shapes: N images, k outputs of all teachers side by side, p principal components
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,43 +33,58 @@ class Bank(NamedTuple):
     labels: Tensor  # (N,) output among all k that the image was inverted for; -1: none
 
 
-def mixed_images(
-    procedural: Tensor, inverted: Sequence[Labelled], canvas: int, stream: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 (N, canvas, canvas, 3) and, of inverted ones, (teacher, output) or -1: (N, 2).
+class Mixtures:
+    """3n images made of n plain ones when they are asked for, so that they need no memory.
 
-    N is three times the given images: those themselves, as many mixups and as many CutMixes of
-    two drawn ones; half of all are mirrored.
+    The first n are the plain ones, then come as many mixups, then as many CutMixes, each of two
+    drawn ones; half of all are mirrored.
+    """
+
+    def __init__(self, plain: Tensor, stream: torch.Generator) -> None:
+        """`plain`: uint8 (n, s, s, 3); all draws are made here."""
+        n = len(plain)
+        self._plain = plain
+        self._kind = torch.arange(3).repeat_interleave(n)
+        drawn = torch.randint(max(n, 1), (2, 2 * n), generator=stream)
+        self._first, self._second = torch.cat([torch.arange(n).expand(2, n), drawn], 1)
+        self._share = torch.rand(3 * n, generator=stream)
+        self._half_side = torch.rand(3 * n, generator=stream).sqrt() / 2  # any area, in sides
+        self._centre = torch.rand(2, 3 * n, generator=stream)
+        self._mirrored = torch.rand(3 * n, generator=stream) < 0.5
+
+    def __len__(self) -> int:
+        return len(self._kind)
+
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        """Images `chosen` (m,): uint8 (m, s, s, 3)."""
+        a, b = self._plain[self._first[chosen]], self._plain[self._second[chosen]]
+        share, kind = (t[chosen][:, None, None, None] for t in (self._share, self._kind))
+        mixup = (share * a + (1 - share) * b).round().to(torch.uint8)
+        cutmix = torch.where(self._inside(chosen), b, a)
+        images = torch.where(kind == 0, a, torch.where(kind == 1, mixup, cutmix))
+        mirrored = self._mirrored[chosen][:, None, None, None]
+        return torch.where(mirrored, images.flip(2), images)
+
+    def _inside(self, chosen: Tensor) -> Tensor:
+        """CutMix's rectangle: bool (m, s, s, 1)."""
+        size = self._plain.shape[1]
+        place = (torch.arange(size) + 0.5) / size
+        near = (place - self._centre[:, chosen, None]).abs() < self._half_side[chosen, None]
+        return (near[0][:, :, None] & near[1][:, None, :])[..., None]
+
+
+def plain_images(
+    procedural: Tensor, inverted: Sequence[Labelled], canvas: int
+) -> tuple[Tensor, Tensor]:
+    """Pixels uint8 (n, canvas, canvas, 3), and who an image was inverted from and for: (n, 2).
+
+    That is teacher and output, -1 and -1 for a procedural image.
     """
     parts = [_resized(procedural, canvas), *(_resized(part.images, canvas) for part in inverted)]
     origin = [torch.full((len(procedural), 2), -1)]
     for i, part in enumerate(inverted):
         origin.append(torch.stack([torch.full_like(part.labels, i), part.labels], 1))
-    plain, known = torch.cat(parts), torch.cat(origin)
-    images = [plain]
-    for mix in (_mixup, _cutmix):
-        first, second = (torch.randint(len(plain), (len(plain),), generator=stream) for _ in "ab")
-        chunks = zip(first.split(BATCH), second.split(BATCH), strict=True)
-        images.append(torch.cat([mix(plain[a], plain[b], stream) for a, b in chunks]))
-    every = torch.cat(images)
-    mirrored = torch.rand(len(every), generator=stream) < 0.5
-    every[mirrored] = every[mirrored].flip(2)
-    return every, torch.cat([known, torch.full((2 * len(plain), 2), -1)])
-
-
-def _mixup(a: Tensor, b: Tensor, stream: torch.Generator) -> Tensor:
-    share = torch.rand(len(a), 1, 1, 1, generator=stream)
-    return (share * a + (1 - share) * b).round().to(torch.uint8)
-
-
-def _cutmix(a: Tensor, b: Tensor, stream: torch.Generator) -> Tensor:
-    """A rectangle of b, of any place and area, in a."""
-    n, size = a.shape[:2]
-    side = torch.rand(n, 1, generator=stream).sqrt() / 2  # half a side, in sides
-    centre = torch.rand(2, n, 1, generator=stream)
-    place = (torch.arange(size) + 0.5) / size
-    inside = (place - centre).abs() < side  # (2, n, size): rows and columns
-    return torch.where((inside[0][:, :, None] & inside[1][:, None, :])[..., None], b, a)
+    return torch.cat(parts), torch.cat(origin)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -82,44 +97,45 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 def fill(
     pool: Sequence[Teacher],
-    pixels: Tensor,
+    plain: Tensor,
     origin: Tensor,
     size: int,
     n_components: int,
     precision: str,
     stream: torch.Generator,
     device: str,
-    done: Callable[[int], None],
+    done: Callable[[int], None] = lambda n: None,
 ) -> Bank:
-    """What the teachers say of `pixels`; images are kept at side `size`."""
+    """What the teachers say of the plain images and of their mixtures, kept at side `size`."""
+    mixtures = Mixtures(plain, stream)
     starts = torch.tensor([0, *(teacher.info.n_outputs for teacher in pool)]).cumsum(0)
-    labels = torch.where(origin[:, 0] < 0, -1, starts[origin[:, 0]] + origin[:, 1])
-    chosen = pixels[torch.randperm(len(pixels), generator=stream)[:PCA_IMAGES]]
-    sample = torch.cat([features for _, features in _seen(pool, chosen, precision, device)])
-    projection = PrincipalComponents.of(sample, n_components)
-    logits, features = [], []
-    for words, seen in _seen(pool, pixels, precision, device):
+    labels = torch.full((len(mixtures),), -1)
+    labels[: len(plain)] = torch.where(origin[:, 0] < 0, -1, starts[origin[:, 0]] + origin[:, 1])
+    sample = torch.randperm(len(mixtures), generator=stream)[:PCA_IMAGES]
+    seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(BATCH)]
+    projection = PrincipalComponents.of(torch.cat(seen), n_components)
+    images, logits, features = [], [], []
+    for part in torch.arange(len(mixtures)).split(BATCH):
+        pixels = mixtures[part]
+        words, whole = _seen(pool, pixels, precision, device)
+        images.append(_resized(pixels, size))
         logits.append(words.half().cpu())
-        features.append(projection(seen).half().cpu())
-        done(len(words))
-    return Bank(_resized(pixels, size), torch.cat(logits), torch.cat(features), labels)
+        features.append(projection(whole).half().cpu())
+        done(int(part[-1]) + 1)
+    return Bank(torch.cat(images), torch.cat(logits), torch.cat(features), labels)
 
 
 def _seen(
     pool: Sequence[Teacher], pixels: Tensor, precision: str, device: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (n, k) and unit features (n, D) of all teachers side by side, a batch at a time."""
+) -> tuple[Tensor, Tensor]:
+    """Logits (n, k) and unit features (n, D) of all teachers side by side."""
     half = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bfloat16")
-    for batch in pixels.split(BATCH):
-        with torch.inference_mode(), half:
-            outputs = [
-                teacher.net(channels_last(teacher.info.view.of(batch.to(device))))
-                for teacher in pool
-            ]
-        yield (
-            torch.cat([output.logits.float() for output in outputs], 1),
-            torch.cat([F.normalize(output.features.float()) for output in outputs], 1),
-        )
+    with torch.inference_mode(), half:
+        outputs = [
+            teacher.net(channels_last(teacher.info.view.of(pixels.to(device)))) for teacher in pool
+        ]
+    logits = torch.cat([output.logits.float() for output in outputs], 1)
+    return logits, torch.cat([F.normalize(output.features.float()) for output in outputs], 1)
 
 
 class PrincipalComponents(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stages.interface import params
-from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+from stages.interface.errors import BadInput, check_name, refuses_bad_input
 from stages.meta_train.methods import METHODS, Setting
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def meta_train(
     ] = None,
 ) -> None:
     """Meta-train a learner on a pool of classifiers, without any of their data."""
-    if method not in METHODS:
-        raise BadInput(
-            f"method = {method!r}: allowed: {', '.join(METHODS)}" + did_you_mean(method, METHODS)
-        )
+    check_name("method", method, METHODS)
     row = METHODS[method]
     if row.continues and start is None:
         raise BadInput(f"method = {method!r}: needs --start, a learner of {row.continues}")
@@ -87,7 +84,6 @@ def meta_train(
         n_query=given["n_query"],
         seed=given["seed"],
         device=device,
-        folder=Path(),
         start=start if row.continues else None,
     )
     n_iterations = length.n_iterations if row.trains else 0

@@ -32,7 +32,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.progress import Reporter
-from stages.meta_train.bank import Bank, fill, mixed_images
+from stages.meta_train.bank import Bank, fill, plain_images
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
 
@@ -55,13 +55,13 @@ def distillation_terms(
     teacher_features: Tensor,
     labels: Tensor,
     heads: Sequence[int],
-    same_class: Tensor,
+    class_of: Tensor,
     temperature: float,
 ) -> Terms:
     """Of a batch: logits (n, k), projected (n, p), labels (n,) with -1 for none.
 
-    `heads`: how many of the k outputs each teacher has. `same_class` (k, k): which outputs stand
-    for one class; a label counts as right on any of them, and outputs of no class not at all.
+    `heads`: how many of the k outputs each teacher has. `class_of` (k,): as `class_numbers`; a
+    label is right on any output of its class, and outputs of no class do not take part.
     """
     pairs = zip(
         (logits / temperature).split(list(heads), 1),
@@ -77,21 +77,23 @@ def distillation_terms(
     features = (projected - teacher_features).square().mean()
     # Static shapes: every image has a row, those without a label weigh nothing.
     known = labels >= 0
-    target = same_class[labels.clamp(min=0)]
-    stands = same_class.any(1)
+    target = class_of[labels.clamp(min=0)][:, None] == class_of
+    stands = class_of >= 0
     everything = logits.masked_fill(~stands, -math.inf).logsumexp(1)
     right = logits.masked_fill(~target, -math.inf).logsumexp(1) - everything
     ce = -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
     return Terms(kl * temperature**2, features, ce)
 
 
-def same_class(pool: Sequence[Teacher]) -> Tensor:
-    """Which of the pool's k outputs stand for one class: bool (k, k); none for spare outputs."""
-    names: list[tuple[str, str] | None] = []
+def class_numbers(pool: Sequence[Teacher]) -> Tensor:
+    """The class of each of the pool's k outputs: (k,); -1 for a spare output, which has none."""
+    known: dict[tuple[str, str], int] = {}
+    numbers = []
     for info in (teacher.info for teacher in pool):
-        names += [(info.dataset, name) for name in info.class_names]
-        names += [None] * (info.n_outputs - len(info.class_names))
-    return torch.tensor([[a is not None and a == b for b in names] for a in names])
+        named = [(info.dataset, name) for name in info.class_names]
+        numbers += [known.setdefault(name, len(known)) for name in named]
+        numbers += [-1] * (info.n_outputs - len(named))
+    return torch.tensor(numbers)
 
 
 def learning_rate(t: int, n_steps: int, highest: float) -> float:
@@ -132,7 +134,7 @@ class DistillRun:
             mirror=shared.mirror,
         )
         self._student = self._drawn_student()
-        self._same_class = same_class(pool).to(setting.device)
+        self._class_of = class_numbers(pool).to(setting.device)
         trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
         self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
 
@@ -173,7 +175,7 @@ class DistillRun:
             features.float(),
             labels,
             self._heads,
-            self._same_class,
+            self._class_of,
             self._shared.temperature,
         )
 
@@ -197,7 +199,7 @@ class DistillRun:
                         teacher.info,
                         state,
                         loss,
-                        torch.arange(n_images) % len(teacher.info.class_ids),
+                        self._wanted(i),
                         self._own.inversion,
                         self._shared.inversion,
                         self._budget.inversion_steps,
@@ -210,22 +212,29 @@ class DistillRun:
                 report((i + 1) * steps, teacher=i + 1)
         return images
 
+    def _wanted(self, i: int) -> Tensor:
+        """Labels of teacher i's images: its classes in turn, or a draw of them if they are many."""
+        n_images, n_classes = self._budget.inverted_images, len(self._pool[i].info.class_ids)
+        if n_images < n_classes:
+            return torch.randperm(n_classes, generator=self._stream("classes", i))[:n_images]
+        return torch.arange(n_images) % n_classes
+
     def _filled_bank(self) -> Bank:
         path = self._setting.folder / "bank.safetensors"
         if not path.exists():
             canvas = max(teacher.info.image_size for teacher in self._pool)
             n_images = self._budget.procedural_images if self._own.procedural else 0
             drawn = procedural_images(n_images, canvas, self._stream("procedural images"))
-            pixels, origin = mixed_images(drawn, self._inverted, canvas, self._stream("mixtures"))
-            with Reporter("bank", len(pixels)) as report:
+            plain, origin = plain_images(drawn, self._inverted, canvas)
+            with Reporter("bank", 3 * len(plain)) as report:
                 bank = fill(
                     self._pool,
-                    pixels,
+                    plain,
                     origin,
                     self._setting.view.image_size,
                     self._shared.n_components,
                     self._shared.precision,
-                    self._stream("principal components"),
+                    self._stream("bank"),
                     self._setting.device,
                     report,
                 )

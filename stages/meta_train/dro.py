@@ -30,7 +30,7 @@ from torch.autograd import grad
 
 from stages.common.architectures import channels_last
 from stages.common.learner import Theta, initial_theta
-from stages.common.loop import Records
+from stages.common.loop import Records, recent
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -108,8 +108,10 @@ class DroRun:
 
     def progress(self, records: Records) -> dict[str, float | str]:
         """Means of the last twenty iterations."""
-        recent = {name: sum(values[-20:]) / len(values[-20:]) for name, values in records.items()}
-        return {"likelihood": recent["likelihood_loss"], "robust": recent["robust_loss"]}
+        return {
+            "likelihood": recent(records, "likelihood_loss"),
+            "robust": recent(records, "robust_loss"),
+        }
 
     def snapshot(self) -> Theta:
         """f(mean embedding) as the learner's parameters."""

@@ -32,7 +32,7 @@ from stages.common.teachers import teacher_losses
 from stages.meta_train.curriculum import GradientSwitch
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, EpisodeInversion, NoCurriculum
-from stages.meta_train.starts import average, distilled, drawn
+from stages.meta_train.starts import STARTS
 from stages.meta_train.synthetic import DynamicDataset
 
 P = ParamSpec("P")
@@ -132,11 +132,8 @@ class EpisodeInversionRun:
     def _outer_loop(self, pool: Sequence[Teacher]) -> OuterLoop:
         """The learner at its start: the pool's average, head included (SS), drawn [C], or given."""
         setting, params = self._setting, self._params
-        if setting.start is not None:
-            start = distilled(setting)
-        else:
-            averaged = setting.scenario.start == "average"
-            start = average(pool, setting) if averaged else drawn(setting)
+        name = "distilled" if setting.start else setting.scenario.start
+        start = STARTS[name](pool, setting)
         theta = {name: p.to(setting.device) for name, p in start.items()}
         learner = Learner(
             setting.architecture, setting.n_way, setting.view.image_size, setting.device

@@ -33,14 +33,18 @@ class Setting:
     n_query: int
     seed: int
     device: str
-    folder: Path  # of unfinished work: preparations may be kept there
+    folder: Path = Path()  # of unfinished work: preparations may be kept there
     start: Path | None = None  # a learner's folder to start from, for a method that `continues`
+
+
+# (pool, the family's section, the method's own, setting)
+Starter = Callable[["Sequence[Teacher]", Any, Any, Setting], "Run"]
 
 
 @dataclass(frozen=True)
 class Method:
     family: str  # section of meta_train with what related methods share
-    start: Callable[[Sequence[Teacher], Any, Any, Setting], Run]  # (pool, family's section, own)
+    start: Starter
     trains: bool = True  # False: the learner is there from the start, no iterations
     length: str = "meta_train"  # section of a budget that says how long
     data_used: Callable[[Any], str] = lambda own: NO_DATA
@@ -54,25 +58,16 @@ def _episode_inversion(pool: Sequence[Teacher], shared: Any, own: Any, setting: 
     return EpisodeInversionRun(pool, shared, own, setting)
 
 
-def _random(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
-    from stages.common.loop import Fixed
-    from stages.meta_train.starts import drawn
+def _fixed(start: str) -> Starter:
+    """A learner that is there from the start: a row of `starts.STARTS`."""
 
-    return Fixed(setting.architecture, drawn(setting))
+    def run(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
+        from stages.common.loop import Fixed
+        from stages.meta_train.starts import STARTS
 
+        return Fixed(setting.architecture, STARTS[start](pool, setting))
 
-def _average(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
-    from stages.common.loop import Fixed
-    from stages.meta_train.starts import average
-
-    return Fixed(setting.architecture, average(pool, setting))
-
-
-def _ota(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
-    from stages.common.loop import Fixed
-    from stages.meta_train.starts import ota
-
-    return Fixed(setting.architecture, ota(pool, setting))
+    return run
 
 
 def _distill(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
@@ -105,9 +100,9 @@ def _dro(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Ru
 _DISTILL = Method("distillation", _distill, length="distillation", data_used=_prior)
 
 METHODS = {
-    "random": Method("fixed", _random, trains=False),
-    "average": Method("fixed", _average, trains=False, mixes=True),
-    "ota": Method("fixed", _ota, trains=False, mixes=True),
+    "random": Method("fixed", _fixed("random"), trains=False),
+    "average": Method("fixed", _fixed("average"), trains=False, mixes=True),
+    "ota": Method("fixed", _fixed("ota"), trains=False, mixes=True),
     "dro": Method("fixed", _dro, mixes=True),
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),

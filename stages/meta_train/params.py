@@ -13,12 +13,16 @@ from pydantic import (
     field_validator,
 )
 
-from stages.common.params import Architecture, InversionWeights, NaturalInversion, Section
+from stages.common.params import (
+    Architecture,
+    InversionWeights,
+    MetaLearner,
+    NaturalInversion,
+    Section,
+)
 
 # How a distilled learner may be read out (stages/common/distilled.py).
 READOUTS = ("features", "projection", "log_ratios")
-
-MetaLearner = Literal["maml", "anil", "protonet"]
 
 
 class EpisodeInversion(Section):
@@ -35,20 +39,18 @@ class EpisodeInversion(Section):
     compile: Literal["auto", "never", "always"]
 
 
-class Curriculum(Section):
-    """ECI: lambda of the adversarial step (METHODS 1.3)."""
-
-    curriculum_weight: PositiveFloat
-    meta_learner: MetaLearner
-    n_teachers: Literal["all"] | PositiveInt
-
-
 class NoCurriculum(Section):
     """EI, and the learners that are trained on its episodes."""
 
     curriculum_weight: Annotated[float, Field(ge=0, le=0)]
     meta_learner: MetaLearner
     n_teachers: Literal["all"] | PositiveInt
+
+
+class Curriculum(NoCurriculum):
+    """ECI: lambda of the adversarial step (METHODS 1.3)."""
+
+    curriculum_weight: PositiveFloat
 
 
 class Dro(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,8 +26,8 @@ def taught_by(pool: Sequence[Teacher], n_teachers: int | str) -> Sequence[Teache
     return pool[: int(n_teachers)]
 
 
-def drawn(setting: Setting) -> Theta:
-    """Freshly drawn parameters."""
+def drawn(pool: Sequence[Teacher], setting: Setting) -> Theta:
+    """Freshly drawn parameters, whatever the pool."""
     stream = generator(setting.seed, "meta_train", "initialisation")
     return initial_theta(setting.architecture, setting.n_way, setting.view.image_size, stream)
 
@@ -45,7 +45,7 @@ def average(pool: Sequence[Teacher], setting: Setting) -> Theta:
     }
 
 
-def distilled(setting: Setting) -> Theta:
+def distilled(pool: Sequence[Teacher], setting: Setting) -> Theta:
     """The body of a distilled learner, its last snapshot; the head is zero.
 
     Its BatchNorm statistics are left behind: the learner normalises with those of its batches.
@@ -64,7 +64,7 @@ def distilled(setting: Setting) -> Theta:
             f" {info.method}: allowed to start from: a distilled {setting.architecture} for"
             f" {setting.view.image_size}"
         )
-    theta = {name: torch.zeros_like(p) for name, p in drawn(setting).items()}
+    theta = {name: torch.zeros_like(p) for name, p in drawn(pool, setting).items()}
     for name in theta:
         if not name.startswith("head."):
             theta[name] = found[f"body.{name}"]
@@ -78,6 +78,14 @@ def ota(pool: Sequence[Teacher], setting: Setting) -> Theta:
     require_equal(pool, setting, "ota")
     stream = generator(setting.seed, "meta_train", "ota reference")
     return fuse(pool, int(torch.randint(len(pool), (), generator=stream)))
+
+
+STARTS: dict[str, Callable[[Sequence[Teacher], Setting], Theta]] = {
+    "random": drawn,
+    "average": average,
+    "ota": ota,
+    "distilled": distilled,
+}
 
 
 def require_equal(pool: Sequence[Teacher], setting: Setting, what: str) -> None:

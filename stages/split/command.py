@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stages.interface import params
-from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+from stages.interface.errors import check_name, refuses_bad_input
 
 PARAMS = ("datasets.{dataset}",)
 
@@ -26,11 +26,7 @@ def split(
     from stages.split.catalogue import CATALOGUE
     from stages.split.sources import SOURCES
 
-    if dataset not in CATALOGUE:
-        raise BadInput(
-            f"dataset = {dataset!r}: allowed: {', '.join(CATALOGUE)}"
-            + did_you_mean(dataset, CATALOGUE)
-        )
+    check_name("dataset", dataset, CATALOGUE)
     given = params.read(PARAMS, dataset=dataset)
     spec = CATALOGUE[dataset]
     classes, source = SOURCES[dataset](spec, given["datasets.{dataset}"])

@@ -1,5 +1,1 @@
-"""A learner on images of one's own: `load_learner(path).adapt(images, labels).predict(others)`."""
-
-from stages.use.few_shot import Classifier, FewShotLearner, load_learner
-
-__all__ = ["Classifier", "FewShotLearner", "load_learner"]
+"""A learner on images of one's own: `purer export`, `adapt`, `embed`; `few_shot.load_learner`."""

@@ -17,12 +17,12 @@ from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
-from stages.meta_train.bank import PrincipalComponents, fill, mixed_images
+from stages.meta_train.bank import Mixtures, PrincipalComponents, fill, plain_images
 from stages.meta_train.distill import (
     DistillRun,
+    class_numbers,
     distillation_terms,
     learning_rate,
-    same_class,
 )
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import DistillationBudget, DistillWeights
@@ -134,48 +134,59 @@ def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) 
 # --- the bank ---------------------------------------------------------------------------------
 
 
-def test_plain_images_keep_their_origin_and_mixtures_have_none() -> None:
+def test_plain_images_keep_their_origin() -> None:
     stream = generator(0, "images")
     procedural = torch.randint(256, (5, 16, 16, 3), generator=stream).byte()
     inverted = [
-        Labelled(torch.randint(256, (n, 16, 16, 3), generator=stream).byte(), torch.arange(n))
-        for n in (2, 3)
+        Labelled(torch.randint(256, (n, size, size, 3), generator=stream).byte(), torch.arange(n))
+        for n, size in ((2, 16), (3, 24))
     ]
-    pixels, origin = mixed_images(procedural, inverted, 16, generator(0, "mix"))
-    assert (len(pixels), len(origin)) == (30, 30)
-    known = [[-1, -1]] * 5 + [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
-    assert origin.tolist() == known + [[-1, -1]] * 20
-    given = torch.cat([procedural, *(part.images for part in inverted)])
-    mirrored = [
-        torch.equal(a, b.flip(1)) or not torch.equal(a, b)
-        for a, b in zip(pixels[:10], given, strict=True)
-    ]
-    for a, b in zip(pixels[:10], given, strict=True):
-        assert torch.equal(a, b) or torch.equal(a, b.flip(1))
+    pixels, origin = plain_images(procedural, inverted, 24)
+    assert pixels.shape == (10, 24, 24, 3)
+    assert origin.tolist() == [[-1, -1]] * 5 + [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    assert torch.equal(pixels[7:], inverted[1].images)
+
+
+def test_mixtures_are_the_plain_images_their_mixups_and_their_cutmixes() -> None:
+    given = torch.randint(256, (10, 16, 16, 3), generator=generator(0, "images")).byte()
+    mixtures = Mixtures(given, generator(0, "mix"))
+    assert len(mixtures) == 30
+    plain, mixup, cutmix = (mixtures[torch.arange(10 * i, 10 * i + 10)] for i in range(3))
+    mirrored = [not torch.equal(a, b) for a, b in zip(plain, given, strict=True)]
+    for a, b, turned in zip(plain, given, mirrored, strict=True):
+        assert torch.equal(a, b.flip(1) if turned else b)
     assert 0 < sum(mirrored) < 10  # about half
-    lows, highs = given.amin(0), given.amax(0)
-    for image in pixels[10:20]:  # a mixup lies between two images
-        inside = (image >= torch.minimum(lows, lows.flip(1))) & (
-            image <= torch.maximum(highs, highs.flip(1))
-        )
-        assert inside.all()
-    both = torch.cat([given, given.flip(2)])
-    for image in pixels[20:]:  # every pixel of a CutMix is some image's pixel at its place
-        assert (both == image).all(3).any(0).all()
+    both = torch.stack([given, given.flip(2)])
+    for image in mixup:  # a mixup of a and b is a + (1 - share) (b - a), in one direction
+        fits = []
+        for side in both.float():
+            for i in range(10):
+                for j in range(10):
+                    d = (side[j] - side[i]).flatten()
+                    r = (image.float() - side[i]).flatten()
+                    share = (r @ d) / d.square().sum().clamp(min=1)
+                    fits.append(float((r - share * d).abs().max()) <= 0.51)
+        assert any(fits)
+    every = both.flatten(0, 1)
+    for image in cutmix:  # every pixel of a CutMix is some image's pixel at its place
+        same = (every == image).all(3)
+        assert same.any(0).all()
+        assert same.flatten(1).any(1).sum() <= 2 + 1  # of two images (or of one alone)
+    assert torch.equal(mixtures[torch.tensor([25, 3])], torch.stack([cutmix[5], plain[3]]))
 
 
 def test_the_bank_holds_what_the_teachers_say(tiny_pool: Path) -> None:
     pool = load_pool(tiny_pool)
-    pixels = torch.randint(256, (12, 16, 16, 3), generator=generator(0, "pixels")).byte()
+    plain = torch.randint(256, (12, 16, 16, 3), generator=generator(0, "pixels")).byte()
     origin = torch.tensor([[-1, -1]] * 9 + [[0, 2], [1, 0], [2, 1]])
-    bank = fill(pool, pixels, origin, 16, 4, "float32", generator(0, "pca"), "cpu", nothing)
-    x = pool[0].info.view.of(pixels)
+    bank = fill(pool, plain, origin, 16, 4, "float32", generator(0, "pca"), "cpu")
+    assert torch.equal(bank.images, Mixtures(plain, generator(0, "pca"))[torch.arange(36)])
     with torch.no_grad():
+        x = pool[0].info.view.of(bank.images)
         logits = torch.cat([teacher.net(x).logits for teacher in pool], 1)
     assert torch.allclose(bank.logits.float(), logits, rtol=2e-3, atol=2e-3)
-    assert bank.labels.tolist() == [-1] * 9 + [2, 3, 7]
-    assert torch.equal(bank.images, pixels)
-    assert bank.features.shape == (12, 4)
+    assert bank.labels.tolist() == [-1] * 9 + [2, 3, 7] + [-1] * 24
+    assert bank.features.shape == (36, 4)
 
 
 def test_components_are_half_whitened_and_of_unit_mean_square() -> None:
@@ -215,16 +226,7 @@ def terms(double: None, logits: torch.Tensor, labels: list[int]) -> list[float]:
     return [16 * sum(kls) / len(kls), sum(ces) / max(len(ces), 1)]
 
 
-SAME = torch.tensor(
-    [
-        [1, 0, 1, 0, 0],
-        [0, 1, 0, 0, 0],
-        [1, 0, 1, 0, 0],
-        [0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0],
-    ],
-    dtype=torch.bool,
-)
+CLASS_OF = torch.tensor([0, 1, 0, 2, -1])
 TEACHERS = [[1.0, -1.0, 0.5, 0.0, 2.0], [0.0, 0.3, -0.2, 0.9, 0.1]]
 
 
@@ -237,7 +239,7 @@ def test_the_loss_is_the_formula(double: None, labels: list[int]) -> None:
     def loss(logits: torch.Tensor, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
         teachers = torch.tensor(TEACHERS)
         return distillation_terms(
-            logits, projected, teachers, wanted, torch.tensor(labels), (2, 3), SAME, 4.0
+            logits, projected, teachers, wanted, torch.tensor(labels), (2, 3), CLASS_OF, 4.0
         )
 
     found = loss(logits, projected)
@@ -257,11 +259,20 @@ def test_classes_that_two_teachers_share_are_one(tmp_path: Path) -> None:
         teacher(teacher_info(1, n_classes=2, class_names=("b", "d"))),
         teacher(teacher_info(2, class_names=("a", "x", "y"), dataset="other")),
     ]
-    found = same_class(pool)
-    assert found[1].nonzero().flatten().tolist() == [1, 3]  # "b" of both
-    assert found[0].nonzero().flatten().tolist() == [0]  # "a" of another data set is another
-    assert not found[5].any()  # the second teacher's spare output
-    assert torch.equal(found, found.T)
+    # "b" of the first two is one class, "a" of another data set another; a spare output is none.
+    assert class_numbers(pool).tolist() == [0, 1, 2, 1, 3, -1, 4, 5, 6]
+
+
+def test_a_teacher_of_many_classes_lends_a_draw_of_them(tmp_path: Path) -> None:
+    """A thousand classes, nine images: nine classes, not the first nine."""
+    names = tuple(f"class{i}" for i in range(1000))
+    info = teacher_info(0, class_names=names, class_ids=tuple(range(1000)), n_outputs=1000)
+    net = build("conv4", 1000, 16, generator=generator(0, "many"))
+    made = run([Teacher(info, net.eval().requires_grad_(False))], tmp_path / "work")
+    labels = made._inverted[0].labels
+    assert len(set(labels.tolist())) == 9
+    assert labels.max() > 100
+    assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
 
 
 def test_the_learning_rate_makes_one_cycle() -> None:
@@ -360,5 +371,5 @@ def test_kl_is_zero_where_the_student_is_the_teacher() -> None:
     logits = torch.randn(6, 5, generator=generator(0, "logits"))
     z = F.normalize(logits)
     none = torch.full((6,), -1)
-    found = distillation_terms(logits, z, logits, z, none, (2, 3), SAME, 4.0)
+    found = distillation_terms(logits, z, logits, z, none, (2, 3), CLASS_OF, 4.0)
     assert [float(term) for term in found] == pytest.approx([0, 0, 0], abs=1e-6)

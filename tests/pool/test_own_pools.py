@@ -21,9 +21,8 @@ from stages.common.pool import load_manifest, load_pool, save_manifest, save_tea
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
-from stages.pool import add_teacher
 from stages.pool.checking import NORMALISATIONS, check_pool
-from stages.pool.importing import read_state
+from stages.pool.importing import add_teacher, read_state
 from tests.conftest import random_state, teacher_info
 
 

@@ -21,7 +21,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_test.nearest_class_mean import nearest
-from stages.use import load_learner
+from stages.use.few_shot import load_learner
 from stages.use.images import pixels
 from tests.common.test_distilled import info, network
 

@@ -1,0 +1,63 @@
+"""Pseudo episodes, where there is no data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.common.params import InversionWeights, NaturalInversion
+from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
+from stages.meta_test.episodes import fixed_tasks
+from stages.meta_test.params import Pseudo
+from stages.meta_test.pseudo import pseudo_classes
+from tests.conftest import random_state, teacher_info
+
+PARAMS = Pseudo(
+    classes_per_teacher=2,
+    images_per_class=6,
+    inversion_steps=2,
+    inversion=NaturalInversion(
+        lr=0.05, max_roll=1, weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.01)
+    ),
+)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> list[Teacher]:
+    """Teachers of two sizes whose classes have one name."""
+    infos = [teacher_info(0), teacher_info(1, image_size=24, class_names=("class0", "a", "b"))]
+    for info in infos:
+        save_teacher(tmp_path / info.file, info, random_state(info))
+    save_manifest(tmp_path, infos)
+    return load_pool(tmp_path)
+
+
+def test_every_teacher_lends_its_first_classes(pool: list[Teacher]) -> None:
+    made = pseudo_classes(pool, "test", PARAMS, "cpu")
+    assert made.class_names == [
+        "teacher 0: class0",
+        "teacher 0: class1",
+        "teacher 1: class0",
+        "teacher 1: a",
+    ]
+    assert [tuple(images.shape) for images in made.images] == [
+        (6, 16, 16, 3),
+        (6, 16, 16, 3),
+        (6, 24, 24, 3),
+        (6, 24, 24, 3),
+    ]
+    (task,) = fixed_tasks([made], "test", 1, n_way=3, n_shot=1, n_query=5)
+    assert len(task.episode.classes) == 3
+
+
+def test_the_two_splits_share_classes_and_no_image(pool: list[Teacher]) -> None:
+    val, test, again = (
+        pseudo_classes(pool, split, PARAMS, "cpu") for split in ("val", "test", "test")
+    )
+    assert val.class_names == test.class_names
+    for a, b, c in zip(val.images, test.images, again.images, strict=True):
+        assert torch.equal(b, c)
+        seen = {image.numpy().tobytes() for image in a}
+        assert not seen & {image.numpy().tobytes() for image in b}
