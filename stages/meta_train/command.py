@@ -57,6 +57,7 @@ def meta_train(
     cell["length"] = row.length
     given = params.read(PARAMS, **cell)
 
+    from stages.common.architectures import bn_layers
     from stages.common.learner import learner_view
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
@@ -73,6 +74,9 @@ def meta_train(
             f"n_way = {n_way}: the {len(taught)} teachers of {pool} that {method} learns from know"
             f" only {n_classes} classes"
         )
+    plain = [t.info.file for t in taught if not bn_layers(t.net)]
+    if plain:
+        typer.echo(f"no BatchNorm, so inverted without its statistics: {', '.join(plain)}")
     length = given["budgets.{budget}.{length}"]
     setting = Setting(
         architecture=given["learner"].architecture,

@@ -93,6 +93,16 @@ def test_classifiers_of_torchvision_are_read(name: str) -> None:
     assert bool(output.bn_inputs) == (name in ("densenet121", "googlenet"))
 
 
+def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
+    pytest.importorskip("timm", reason="the extra purer[timm] is optional")
+    net = build_network("timm/convnext_atto", 7, 64).eval()
+    with torch.inference_mode():
+        output = net(torch.zeros(1, 3, 64, 64))
+    assert (output.logits.shape, output.bn_inputs) == ((1, 7), [])
+    with pytest.raises(BadInput, match=r"did you mean .convnext_atto"):
+        build_network("timm/convnext_atoo", 7, 64)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
