@@ -96,6 +96,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         meta_test__curve_episodes=4,
         budgets__quick__pretrain={"epochs": 2, "resnet_epochs": 1, "batch_size": 16},
         budgets__quick__meta_train={"n_iterations": 8, "curriculum_start": 1, "n_snapshots": 2},
+        meta_train__distillation__batch_size=16,
+        meta_train__distillation__n_components=8,
+        meta_test__pseudo__images_per_class=10,
+        meta_test__pseudo__inversion_steps=2,
+        budgets__quick__distillation={
+            "n_iterations": 6,
+            "n_snapshots": 1,
+            "procedural_images": 40,
+            "inverted_images": 10,
+            "inversion_steps": 2,
+        },
         budgets__quick__data_based={"n_iterations": 4, "n_snapshots": 2},
         budgets__quick__meta_test__n_val_episodes=3,
     )

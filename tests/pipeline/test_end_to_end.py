@@ -192,6 +192,7 @@ def test_exp_run_selects_another_cell_and_shares_what_it_can(project: Project) -
         (["method=average"], "one_step", {f"meta_train@{POOL}-average"}),
         (["method=ota", "adaptation=tuned_steps"], "tuned_steps", {f"meta_train@{POOL}-ota"}),
         (["method=dro"], "one_step", {f"meta_train@{POOL}-dro"}),
+        (["method=distill"], "nearest_class_mean", {f"meta_train@{POOL}-distill"}),
         (["method=anil"], "one_step", {f"meta_train@{POOL}-5shot-anil"}),
         (["method=protonet"], "nearest_class_mean", {f"meta_train@{POOL}-5shot-protonet"}),
         (["method=maml_dagger"], "icfil", {f"data_based@{POOL}-5shot-maml_dagger"}),
@@ -211,6 +212,27 @@ def test_every_row_works_alone(
     metrics = json.loads((project.root / "reports/metrics.json").read_text())
     assert (metrics["method"], metrics["adaptation"]) == (method, row)
     assert not stages or f"{POOL}-5shot-{method}" in output
+
+
+def test_a_pool_without_a_data_set_goes_through(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-S", "dataset=none", code=255)
+    assert "own_pool = 'models/own': models/own: no such pool folder" in output
+    project.restore()
+    shutil.copytree(project.root / "models/pools" / POOL, project.root / "models/own")
+    output = project.run("dvc", "exp", "run", "-S", "dataset=none", "-S", "method=distill")
+    cell = "ss-none-5way-5shot-distill"
+    assert set(executed(output)) == {
+        "check",
+        "own_pool@ss-none-5way",
+        "meta_train@ss-none-5way-distill",
+        f"meta_test_pseudo@{cell}",
+        "meta_test_pseudo_pool@ss-none-5way-5shot-pool",
+        "publish",
+    }
+    table = (project.root / "reports/selected/table.md").read_text()
+    assert "fresh synthetic images of the pool's own classes" in table
+    assert "(image prior)" in table
+    shutil.rmtree(project.root / "models/own")
 
 
 @pytest.mark.parametrize("scenario", ["sh", "mh"])
