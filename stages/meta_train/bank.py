@@ -1,8 +1,9 @@
 """The images that a distilled network learns from, and what every teacher says of them (METHODS 5).
 
 A bank holds procedural images, images inverted from the teachers, and mixtures of both: mixup
-(Zhang et al., 2018) and CutMix (Yun et al., 2019). The teachers see each image once, at their own
-size and normalisation; the network that learns from the bank never calls them.
+(Zhang et al., 2018) and CutMix (Yun et al., 2019). The teachers see each image and
+its mirror image once, at their own size and normalisation; the network that learns from the bank
+never calls them.
 
 Shapes: N images, k outputs of all teachers side by side, p principal components.
 """
@@ -37,7 +38,7 @@ class Mixtures:
     """3n images made of n plain ones when they are asked for, so that they need no memory.
 
     The first n are the plain ones, then come as many mixups, then as many CutMixes, each of two
-    drawn ones; half of all are mirrored.
+    drawn ones.
     """
 
     def __init__(self, plain: Tensor, stream: torch.Generator) -> None:
@@ -50,7 +51,6 @@ class Mixtures:
         self._share = torch.rand(3 * n, generator=stream)
         self._half_side = torch.rand(3 * n, generator=stream).sqrt() / 2  # any area, in sides
         self._centre = torch.rand(2, 3 * n, generator=stream)
-        self._mirrored = torch.rand(3 * n, generator=stream) < 0.5
 
     def __len__(self) -> int:
         return len(self._kind)
@@ -61,9 +61,7 @@ class Mixtures:
         share, kind = (t[chosen][:, None, None, None] for t in (self._share, self._kind))
         mixup = (share * a + (1 - share) * b).round().to(torch.uint8)
         cutmix = torch.where(self._inside(chosen), b, a)
-        images = torch.where(kind == 0, a, torch.where(kind == 1, mixup, cutmix))
-        mirrored = self._mirrored[chosen][:, None, None, None]
-        return torch.where(mirrored, images.flip(2), images)
+        return torch.where(kind == 0, a, torch.where(kind == 1, mixup, cutmix))
 
     def _inside(self, chosen: Tensor) -> Tensor:
         """CutMix's rectangle: bool (m, s, s, 1)."""
@@ -128,14 +126,20 @@ def fill(
 def _seen(
     pool: Sequence[Teacher], pixels: Tensor, precision: str, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, k) and unit features (n, D) of all teachers side by side."""
+    """Logits (n, k) and unit features (n, D) of all teachers side by side.
+
+    Each is the mean over an image and its mirror image: such a pool is a better one (README).
+    """
     half = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bfloat16")
+    logits, features = [], []
     with torch.inference_mode(), half:
-        outputs = [
-            teacher.net(channels_last(teacher.info.view.of(pixels.to(device)))) for teacher in pool
-        ]
-    logits = torch.cat([output.logits.float() for output in outputs], 1)
-    return logits, torch.cat([F.normalize(output.features.float()) for output in outputs], 1)
+        for teacher in pool:
+            x = channels_last(teacher.info.view.of(pixels.to(device)))
+            outputs = [teacher.net(seen) for seen in (x, channels_last(x.flip(3)))]
+            logits.append(torch.stack([o.logits.float() for o in outputs]).mean(0))
+            z = torch.stack([F.normalize(o.features.float()) for o in outputs]).mean(0)
+            features.append(F.normalize(z))
+    return torch.cat(logits, 1), torch.cat(features, 1)
 
 
 class PrincipalComponents(NamedTuple):

@@ -146,7 +146,7 @@ class DistillRun:
         drawn = torch.randint(
             len(bank.images), (shared.batch_size,), generator=self._stream("batch", t)
         )
-        x = channels_last(self._setting.view.of(bank.images[drawn].to(self._setting.device)))
+        x = self._moved(self._setting.view.of(bank.images[drawn].to(self._setting.device)), t)
         known = (tensor[drawn].to(x.device) for tensor in bank[1:])
         terms = self._terms(x, *known)
         loss = (
@@ -162,6 +162,16 @@ class DistillRun:
         self._optimizer.step()
         values = torch.stack([term.detach() for term in (loss, *terms)]).tolist()
         return dict(zip(("loss", *Terms._fields), values, strict=True))
+
+    def _moved(self, x: Tensor, t: int) -> Tensor:
+        """Images mirrored or not, and rolled by a pixel or two: what the teachers say stays.
+
+        So the student learns what a teacher would say on average over such changes.
+        """
+        stream, reach = self._stream("moves", t), self._shared.max_roll
+        mirrored = torch.rand(len(x), 1, 1, 1, generator=stream).to(x.device) < 0.5
+        roll = torch.randint(-reach, reach + 1, (2,), generator=stream).tolist()
+        return channels_last(torch.where(mirrored, x.flip(3), x).roll(roll, (2, 3)))
 
     def _terms(self, x: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Terms:
         half = self._shared.precision == "bfloat16"

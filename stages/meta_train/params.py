@@ -71,6 +71,7 @@ class Distillation(Section):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     batch_size: Annotated[int, Field(ge=2)]
+    max_roll: NonNegativeInt
     precision: Literal["float32", "bfloat16"]
     compile: Literal["auto", "never", "always"]
     readout: str  # of READOUTS, joined by "+"
