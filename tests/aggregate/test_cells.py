@@ -99,7 +99,7 @@ def test_cells_are_in_the_order_of_print(tmp_path: Path, monkeypatch: pytest.Mon
         "ss-cifar_fs-5way-1shot-pool",
         "ss-cifar_fs-5way-1shot-random",
         "ss-cifar_fs-5way-1shot-eci",
-        "ss-cifar_fs-5way-1shot-distill",  # no table knows it
+        "ss-cifar_fs-5way-1shot-novel",  # no table knows it
         "ss-cifar_fs-5way-1shot-real_maml",
         "ss-cifar_fs-10way-1shot-random",
         "sh-cifar_fs-5way-1shot-eci",

@@ -88,7 +88,7 @@ def test_report_shows_everything_and_needs_nothing(project: Path) -> None:
         "ss-cifar_fs-5way-1shot-pool",
         "ss-cifar_fs-5way-1shot-ei",
         CELL,
-        "ss-cifar_fs-5way-1shot-distill",
+        "ss-cifar_fs-5way-1shot-novel",
         "mh-cifar_fs-5way-5shot-random",
     ]
     paths = [write_cell(project, key) for key in keys]
