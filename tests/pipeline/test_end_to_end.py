@@ -107,6 +107,8 @@ def test_equal_inputs_give_equal_bytes(project: Project, tmp_path: Path) -> None
             relative = source.relative_to(project.root)
             if str(relative).startswith("stages/") or str(relative) == "params.yaml":
                 continue
+            if (sandbox / relative).exists():  # named twice: a start that is the pool itself
+                continue
             (sandbox / relative).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, sandbox / relative)
