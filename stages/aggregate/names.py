@@ -54,7 +54,7 @@ ADAPTATIONS = {
 DATASETS = {
     "cifar_fs": "CIFAR-FS",
     "mini_imagenet": "MiniImageNet",
-    "pseudo": "pseudo episodes of the pool's own classes",
+    "none": "pseudo episodes of the pool's own classes",
 }
 SCENARIOS = {
     "ss": "one data set, one architecture",

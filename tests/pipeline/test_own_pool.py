@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["device"] = "cpu"
     document["meta_train"]["distillation"].update(batch_size=32, n_components=16)
     document["meta_test"].update(n_episodes=20, curve_episodes=5)
-    document["meta_test"]["pseudo"].update(images_per_class=22, inversion_steps=8)
+    document["meta_test"]["none"].update(images_per_class=22, inversion_steps=8)
     budget = document["budgets"]["quick"]
     budget["distillation"].update(
         n_iterations=120,
@@ -117,7 +117,7 @@ def test_from_checkpoints_to_predictions(project: Path) -> None:
     assert "3 teachers, 6 classes" in purer(project, "pool", "show", "models/own")
     learner = meta_train(project, "distill")
     cell = load_cell(meta_test(project, "distill", learner))
-    assert cell.datasets == ["pseudo"]
+    assert cell.datasets == ["none"]
     assert cell.data_used.startswith("none, but a hand-made image prior")
     assert set(cell.rows) == {"one_step", "icfil", "nearest_class_mean", "linear_probe"}
     assert "inductive" in cell.rows["nearest_class_mean"].protocol
@@ -144,7 +144,7 @@ def test_from_checkpoints_to_predictions(project: Path) -> None:
 def test_episode_inversion_takes_the_same_pool(project: Path, method: str) -> None:
     learner = meta_train(project, method)
     cell = load_cell(meta_test(project, method, learner))
-    assert (cell.datasets, cell.similarity) == (["pseudo"], None)
+    assert (cell.datasets, cell.similarity) == (["none"], None)
     assert {"one_step", "icfil"} <= set(cell.rows)
 
 
