@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["device"] = "cpu"
     document["meta_train"]["distillation"].update(batch_size=32, n_components=16)
     document["meta_test"].update(n_episodes=20, curve_episodes=5)
-    document["meta_test"]["none"].update(images_per_class=22, inversion_steps=8)
+    document["meta_test"]["pseudo"].update(images_per_class=22, inversion_steps=8)
     budget = document["budgets"]["quick"]
     budget["distillation"].update(
         n_iterations=120,
