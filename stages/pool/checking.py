@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,15 +39,21 @@ NORMALISATIONS = {
 }
 
 
-def check_pool(folder: Path) -> Iterator[tuple[TeacherInfo, list[str]]]:
-    """Every teacher of the manifest with what is wrong with it; nothing: it is fine."""
+class Checked(NamedTuple):
+    info: TeacherInfo
+    findings: list[str]  # what is wrong; nothing: it is fine
+    remembers: bool  # its BatchNorm remembers what it saw, so its normalisation could be checked
+
+
+def check_pool(folder: Path) -> Iterator[Checked]:
+    """Every teacher of the manifest, each file read once."""
     for info in load_manifest(folder):
         try:
             teacher = load_teacher(folder, info)
         except BadInput as error:
-            yield info, [str(error)]
+            yield Checked(info, [str(error)], False)
             continue
-        yield info, findings(teacher)
+        yield Checked(info, findings(teacher), _remembers(teacher))
 
 
 def findings(teacher: Teacher) -> list[str]:
@@ -84,10 +91,14 @@ def misfit(teacher: Teacher, images: Tensor, normalisation: Normalisation) -> fl
     return float(terms[live].mean())
 
 
-def _better_normalisation(teacher: Teacher, images: Tensor) -> str | None:
+def _remembers(teacher: Teacher) -> bool:
     layers = bn_layers(teacher.net)
-    if not layers or layers[0][1].running_var is None:
-        return None  # nothing remembers what it was trained on
+    return bool(layers) and layers[0][1].running_var is not None
+
+
+def _better_normalisation(teacher: Teacher, images: Tensor) -> str | None:
+    if not _remembers(teacher):
+        return None
     own = misfit(teacher, images, teacher.info.normalisation)
     others = {name: misfit(teacher, images, n) for name, n in NORMALISATIONS.items()}
     best = min(others, key=lambda name: others[name])

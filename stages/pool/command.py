@@ -96,14 +96,12 @@ def show(pool: POOL) -> None:
 @refuses_bad_input
 def check(pool: POOL) -> None:
     """Look for what is wrong with a pool's teachers; exit code 2 if something is."""
-    from stages.common.architectures import bn_layers
-    from stages.common.pool import load_teacher
     from stages.pool.checking import check_pool
 
     wrong = []
-    for info, found in check_pool(pool):
+    for info, found, remembers in check_pool(pool):
         said = "; ".join(found) or "fine"
-        if not found and not bn_layers(load_teacher(pool, info).net):
+        if not found and not remembers:
             said += "; no BatchNorm: inverted without its statistics, normalisation not checked"
         typer.echo(f"{info.file}: {said}")
         if found:

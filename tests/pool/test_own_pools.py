@@ -268,7 +268,7 @@ def test_a_right_normalisation_passes_and_a_wrong_one_is_named(right: str, tmp_p
     for given in NORMALISATIONS:
         folder, n = tmp_path / given, NORMALISATIONS[given]
         add_teacher(folder, net, "conv4", ["a", "b", "c"], 32, n.mean, n.std)
-        ((_, found),) = check_pool(folder)
+        ((_, found, _),) = check_pool(folder)
         wrong = [line for line in found if "do not fit" in line]
         if given == right:
             assert not found
@@ -294,7 +294,7 @@ def test_numbers_that_are_none_are_found(tiny_pool: Path) -> None:
     state = random_state(info)
     state["convs.2.weight"][0, 0, 0, 0] = float("nan")
     save_teacher(tiny_pool / info.file, info, state)
-    found = dict((i.file, f) for i, f in check_pool(tiny_pool))  # noqa: C402
+    found = {info.file: lines for info, lines, _ in check_pool(tiny_pool)}
     assert found["teacher-01.safetensors"] == ["convs.2.weight holds numbers that are not finite"]
 
 
@@ -302,7 +302,7 @@ def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
     (tiny_pool / "teacher-00.safetensors").write_bytes(b"broken")
     infos = load_manifest(tiny_pool)
     save_manifest(tiny_pool, [infos[0], replace(infos[1], n_outputs=4), infos[2]])
-    found = [lines for _, lines in check_pool(tiny_pool)]
+    found = [lines for _, lines, _ in check_pool(tiny_pool)]
     assert "not a whole safetensors file" in found[0][0]
     assert "its n_outputs is 3, the manifest says 4" in found[1][0]
 
