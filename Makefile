@@ -12,8 +12,9 @@ repro: setup ## the experiment that params.yaml selects, and its table
 	@cat reports/selected/table.md
 	@echo "pictures: reports/selected/*.png   metrics: reports/metrics.json"
 
+# One thread a process: two processes of two threads each get in each other's way.
 test: setup lint types ## everything that CI checks
-	@pytest
+	@OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	@ruff check .

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell, by_task, cell_key
-from stages.aggregate.names import PURER, SCENARIOS, data_name, method_name, row_name, row_order
+from stages.aggregate.names import (
+    ADAPTATIONS,
+    PURER,
+    SCENARIOS,
+    data_name,
+    method_name,
+    row_name,
+    row_order,
+)
+from stages.interface.params import NO_DATASET
 
 
 @dataclass(frozen=True)
@@ -134,13 +143,36 @@ _DISTILLED = tuple(
         "distill_no_labels",
     )
 )
-_POOL = _line("pool", "pool_features", "The pool itself, 13 networks")
+_POOL = (
+    _line("pool", "pool_features", "The pool itself, 13 networks: features"),
+    _line(
+        "pool", "pool_readout", "The pool itself, 13 networks: features and log-ratios, mirrored"
+    ),
+)
+_FROM_DISTILLED = tuple(
+    _line("eci_distilled", row, f"{method_name('eci_distilled')} + {ADAPTATIONS[row]}")
+    for row in ("one_step", "icfil", "nearest_class_mean")
+)
 # Beyond the papers (METHODS 5).
+_CARRIED = (*_POOL, *_DISTILLED[:2], _OURS)
 OURS = {
-    "distillation": Layout(
-        "distillation",
-        "One network that carries the pool, and what becomes of it without an ingredient, SS",
-        (_cifar((_POOL, *_DISTILLED, _OURS)),),
+    layout.name: layout
+    for layout in (
+        Layout(
+            "distillation",
+            "One network that carries the pool, and what becomes of it without an ingredient, SS",
+            (_cifar((*_POOL, *_DISTILLED, *_FROM_DISTILLED, _OURS)),),
+        ),
+        Layout(
+            "distillation_elsewhere",
+            "One network that carries the pool: other scenarios, data sets and tasks",
+            (
+                Block("sh", ("cifar_fs",), 5, _CARRIED),
+                Block("mh", ("cifar_fs", "mini_imagenet"), 5, _CARRIED),
+                Block("ss", ("mini_imagenet",), 5, _CARRIED),
+                _cifar(_CARRIED, n_way=10),
+            ),
+        ),
     )
 }
 
@@ -154,6 +186,7 @@ _ANYWHERE = {
     "anil": ("one_step",),
     "distill": ("nearest_class_mean",),
 }
+_WITHOUT_DATA = {name: _ANYWHERE[name] for name in ("pool", "ei", "eci", "distill")}
 _EXPECTED = {
     "sh": _ANYWHERE,
     "mh": _ANYWHERE,
@@ -170,11 +203,15 @@ def every_row(cells: Iterable[Cell]) -> list[Layout]:
             f"every_row-{scenario}-{dataset}-{n_way}way",
             f"Every row. {scenario.upper()}: {SCENARIOS.get(scenario, scenario)},"
             f" {data_name(found[0].datasets, n_way)}",
-            (_block(found, _EXPECTED.get(scenario, _ANYWHERE)),),
+            (_block(found, _expected(scenario, dataset)),),
             tuple(sorted({cell.n_shot for cell in found} | {1, 5})),
         )
         for (scenario, dataset, n_way), found in by_task(cells).items()
     ]
+
+
+def _expected(scenario: str, dataset: str) -> dict[str, tuple[str, ...]]:
+    return _WITHOUT_DATA if dataset == NO_DATASET else _EXPECTED.get(scenario, _ANYWHERE)
 
 
 def selected(cells: Sequence[Cell]) -> Layout:

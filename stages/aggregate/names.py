@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from stages.interface.params import NO_DATASET
+
 PURER = ("eci", "icfil")  # the paper's full method, with which every row is compared
 
 # In the order of print; methods not named here follow, then those that see real data.
@@ -43,6 +45,7 @@ ADAPTATIONS = {
     "single_teacher": "one teacher (mean over them), nearest class mean",
     "pool_features": "all teachers' features, nearest class mean",
     "pool_log_probabilities": "all teachers' log-probabilities, nearest class mean",
+    "pool_readout": "all teachers' features and log-ratios, mirrored too, nearest class mean",
     "single_teacher_probe": "one teacher (mean over them), linear probe",
     "pool_probe": "all teachers' features, linear probe",
     "one_step": "one step",
@@ -54,7 +57,7 @@ ADAPTATIONS = {
 DATASETS = {
     "cifar_fs": "CIFAR-FS",
     "mini_imagenet": "MiniImageNet",
-    "none": "pseudo episodes of the pool's own classes",
+    NO_DATASET: "pseudo episodes of the pool's own classes",
 }
 SCENARIOS = {
     "ss": "one data set, one architecture",

@@ -29,9 +29,9 @@ HONESTY = (
     " of their own and never replace ours.",
     "A transductive protocol lets the query batch normalise itself, as the paper's program does;"
     " each table says which rows do.",
-    "The pool's own features, without any meta-training, are the rows that published tables leave"
-    " out and the number to beat. Rows marked data-based see real meta-training images: they are"
-    " ceilings and controls, not competitors.",
+    "What the pool itself does without any meta-training (by its features, or by features and"
+    " log-ratios) is what published tables leave out, and the number to beat. Rows marked"
+    " data-based see real meta-training images: they are ceilings and controls, not competitors.",
     "glyphs and textures are stand-ins rendered by the project; they have no published numbers.",
 )
 
@@ -72,7 +72,7 @@ def _lead(cells: Sequence[Cell]) -> str:
         "A pool of trained classifiers goes in, none of their training data does, and out comes a"
         " model that learns new classes from a few labelled images: the tables and figures of"
         " PURER (Hu et al., CVPR 2023) beside their published numbers. Budget"
-        f" {cells[0].budget}{f': {length}, for the paper’s 60,000' if length else ''};"
+        f" {cells[0].budget}{f': {length}' if length else ''};"
         f" {len(cells)} cells; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
     )
 

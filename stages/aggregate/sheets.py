@@ -11,10 +11,10 @@ from stages.aggregate.cells import Cell
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
 from stages.aggregate.names import ADAPTATIONS, DATA_BASED, DISTILLED, PURER, method_name
 from stages.aggregate.results import Result, published
+from stages.interface.params import NO_DATASET
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
-NO_DATASET = "none"  # as a cell's data set
 LONG = 12  # rows; the notes of a longer table name kinds of rows
 _NONE = "–"
 
@@ -100,12 +100,20 @@ def accuracy_text(result: Result) -> str:
 
 
 def iterations_text(cells: Iterable[Cell]) -> str:
-    """E.g. '2,400 outer iterations'; nothing if no cell tells."""
-    lengths = sorted({cell.iterations for cell in cells if cell.method not in DISTILLED} - {0})
-    if not lengths:
-        return ""
-    span = " to ".join(f"{n:,}" for n in dict.fromkeys((lengths[0], lengths[-1])))
-    return f"{span} outer iterations"
+    """E.g. '2,400 outer iterations (the paper: 60,000), distilled networks 8,000 steps'."""
+    lengths: Mapping[bool, set[int]] = defaultdict(set)
+    for cell in cells:
+        lengths[cell.method in DISTILLED].add(cell.iterations)
+    words = []
+    if outer := lengths[False] - {0}:
+        words.append(f"{_span(outer)} outer iterations (the paper: 60,000)")
+    if steps := lengths[True] - {0}:
+        words.append(f"distilled networks {_span(steps)} steps")
+    return ", ".join(words)
+
+
+def _span(lengths: Iterable[int]) -> str:
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((min(lengths), max(lengths))))
 
 
 def _label(line: Line, here: Sequence[Result | None]) -> str:
@@ -158,7 +166,7 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
     length = iterations_text(cells)
     notes = [
         Note(
-            f"Budget {cells[0].budget}{f': {length} (the paper: 60,000)' if length else ''}."
+            f"Budget {cells[0].budget}{f': {length}' if length else ''}."
             f" Accuracy in percent over {' or '.join(map(str, episodes))} fixed meta-test episodes,"
             " ± the 95 % interval over them (1.96 s / √n); after several seeds the mean over them,"
             " and in brackets the standard deviation between seeds. Snapshots were chosen on"

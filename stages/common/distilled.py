@@ -20,7 +20,6 @@ class DistilledForm:
     """What a distilled learner's file says of its network, besides architecture and size."""
 
     heads: tuple[int, ...]  # outputs of each teacher
-    class_names: tuple[tuple[str, ...], ...]  # of each teacher's outputs, as far as it has classes
     n_components: int
     readout: tuple[str, ...]  # which of the blocks below, side by side
     mirror: bool  # an image is read together with its mirror image

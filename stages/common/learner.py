@@ -41,6 +41,7 @@ class LearnerInfo:
     meta_learner: str  # how it was trained to adapt: maml, anil, protonet; none: not at all
     iteration: int
     distilled: DistilledForm | None = None
+    class_names: tuple[tuple[str, ...], ...] = ()  # of the teachers it learned from, of each
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of its making, once exported
 
     @property
@@ -147,6 +148,17 @@ def adapt(
         moved = {name: p - inner_lr * gradient[name] for name, p in moving.items()}
         theta = {name: moved.get(name, p) for name, p in theta.items()}
     return theta
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots of a learner's folder, by iteration.
+
+    Raises BadInput if there are none.
+    """
+    paths = sorted((folder / "snapshots").glob("*.safetensors"))
+    if not paths:
+        raise BadInput(f"{folder}: no snapshots/*.safetensors: not a learner; meta_train makes one")
+    return paths
 
 
 def save_learner(path: Path, theta: Mapping[str, Tensor], info: LearnerInfo) -> None:

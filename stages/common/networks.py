@@ -5,9 +5,10 @@
     timm/NAME                 any of timm, where timm is installed
     python/MODULE:FUNCTION    a function of your own that returns an nn.Module
 
-A network from elsewhere is wrapped: its features are what its last linear layer is given, and the
-inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT, ConvNeXt); then the
-BN-statistics term of model inversion does not exist.
+A network from elsewhere is wrapped: its features are what its head is given (its last linear layer;
+without any, its last convolution, as in SqueezeNet, whose input is averaged over the image), and
+the inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT, ConvNeXt); then
+the BN-statistics term of model inversion does not exist.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Foreign(nn.Module):
         super().__init__()
         self.net = net
         self._seen: dict[int, Tensor] = {}  # of the pass under way: inputs by layer
-        self._watched = [last_linear(net), *(layer for _, layer in bn_layers(net))]
+        self._watched = [head(net), *(layer for _, layer in bn_layers(net))]
         for i, layer in enumerate(self._watched):
             layer.register_forward_pre_hook(functools.partial(self._catch, i))
 
@@ -40,19 +41,27 @@ class Foreign(nn.Module):
         self._seen = {}
         logits = self.net(x)
         seen, self._seen = self._seen, {}
+        if len(seen) < len(self._watched):
+            raise ValueError("its head or a BatchNorm2d layer takes no part in its forward pass")
+        z = seen[0].mean((2, 3)) if seen[0].dim() == 4 else seen[0].flatten(1)
         # In the order of `bn_layers`, whatever the order of the calls.
-        return Output(logits, seen[0].flatten(1), [seen[i] for i in range(1, len(self._watched))])
+        return Output(logits, z, [seen[i] for i in range(1, len(self._watched))])
 
     def _catch(self, i: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._seen[i] = inputs[0]
 
 
-def last_linear(net: nn.Module) -> nn.Linear:
-    """The classifying layer. Raises BadInput if there is no nn.Linear."""
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise BadInput(f"{type(net).__name__}: no nn.Linear layer, so no features before its head")
-    return layers[-1]
+def head(net: nn.Module) -> nn.Linear | nn.Conv2d:
+    """The classifying layer. Raises BadInput if there is no nn.Linear and no nn.Conv2d."""
+    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    if not linear and not convolutions:
+        raise BadInput(f"{type(net).__name__}: neither nn.Linear nor nn.Conv2d: no known head")
+    return linear[-1] if linear else convolutions[-1]
+
+
+def _width(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def build_network(
@@ -143,9 +152,8 @@ def _python(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
         raise BadInput(f"{where}: called with {arguments}: {error}") from None
     if not isinstance(made, nn.Module):
         raise BadInput(f"{where}: gave a {type(made).__name__}, allowed: an nn.Module")
-    if last_linear(made).out_features != n_outputs:
+    if _width(head(made)) != n_outputs:
         raise BadInput(
-            f"{where}: its last linear layer has {last_linear(made).out_features} outputs, the"
-            f" manifest says {n_outputs}"
+            f"{where}: its head has {_width(head(made))} outputs, the manifest says {n_outputs}"
         )
     return made

@@ -30,14 +30,15 @@ def train_and_save(
     seed: int,
     device: str,
     data_used: str,
+    class_names: tuple[tuple[str, ...], ...] = (),
     also: Callable[[Path, Run], None] = lambda folder, run: None,
 ) -> float:
     """Start or resume the run, step it to its end, write `out` whole; minutes it took.
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
-    `<out>.provenance.json`. `data_used`: in words, for the tables. `inputs` and `files` are
-    all that decides the result: they name the folder of unfinished work, in which `start(folder)`
-    may keep its preparations.
+    `<out>.provenance.json`. `data_used`: in words, for the tables. `class_names`: of each teacher
+    that the learner learns from. `inputs` and `files` are all that decides the result: they name
+    the folder of unfinished work, in which `start(folder)` may keep its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out) as folder:
         watch = Stopwatch(folder)
@@ -55,6 +56,7 @@ def train_and_save(
             meta_learner=run.meta_learner,
             iteration=0,
             distilled=run.distilled,
+            class_names=class_names,
         )
         try:
             history = meta_train(run, folder, info, n_iterations, n_snapshots, saved=watch.save)

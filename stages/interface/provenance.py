@@ -11,11 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from stages.common.files import save_json
 
 # What training saw of data. Whatever does not begin with "none" is data-based.
 NO_DATA = "none"
 IMAGE_PRIOR = "none, but a hand-made image prior (procedural images)"
+# Keys of params.yaml that name a cell, which its command says anyway, or that change no number.
+SELECTION = frozenset(
+    ("scenario", "dataset", "n_way", "n_shot", "method", "adaptation", "budget", "seed", "device")
+)
 
 
 class Stopwatch:
@@ -46,6 +52,7 @@ def save_provenance(path: Path, seconds: float, device: str, **more: Any) -> Non
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "safetensors", "numpy")}
         | {"python": platform.python_version()},
+        "changed_params": changed_params(),
         **more,
     }
     save_json(path, content)
@@ -62,6 +69,32 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changes else "")
+
+
+def changed_params() -> dict[str, Any]:
+    """Values of params.yaml that differ from its last commit, by dotted key, but the selection.
+
+    Empty where params.yaml is in no git repository: then the commit says nothing either.
+    """
+    try:
+        committed = _git(Path(), "show", "HEAD:./params.yaml")
+        present = Path("params.yaml").read_text()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    yaml = YAML(typ="safe")
+    before, now = _flat(yaml.load(committed)), _flat(yaml.load(present))
+    return {
+        key: value
+        for key, value in now.items()
+        if key not in SELECTION and (key not in before or before[key] != value)
+    }
+
+
+def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(section, dict):
+        return {prefix[:-1]: section}
+    parts = [_flat(value, f"{prefix}{key}.") for key, value in section.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def processor() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ def save_cell(
             " <scenario>-<data set>-<n>way-<n>shot-<method>"
         )
     trained = [] if learner is None else [_provenance(learner)]
+    runs = [
+        {"stage": "pretrain"} | _provenance(pool),
+        *trained,
+        load_json(evaluation / "provenance.json") | {"stage": "meta_test"},
+    ]
     whole = {
         "key": key,
         **match.groupdict(),
@@ -79,12 +84,8 @@ def save_cell(
         "rows": {name: row.summary() for name, row in rows.items()},
         **content,
         "history": _history(learner),
-        "provenance": [
-            _provenance(pool) | {"stage": "pretrain"},
-            *trained,
-            load_json(evaluation / "provenance.json") | {"stage": "meta_test"},
-        ],
-        "command": _command(match, budget, seed),
+        "provenance": runs,
+        "command": _command(match.groupdict() | {"budget": budget, "seed": seed}, runs),
     }
     text = json.dumps(whole, indent=1, sort_keys=True)
     # A list of numbers on one line: git's diffs stay readable.
@@ -118,6 +119,10 @@ def _history(learner: Path | None) -> dict[str, Any]:
     }
 
 
-def _command(match: re.Match[str], budget: str, seed: int) -> str:
-    chosen = match.groupdict() | {"budget": budget, "seed": seed}
-    return "dvc exp run " + " ".join(f"-S {name}={value}" for name, value in chosen.items())
+def _command(selection: dict[str, Any], runs: Iterable[Mapping[str, Any]]) -> str:
+    """What makes the cell again at its commit: the selection, and whatever else was changed."""
+    chosen = dict(selection)
+    for run in runs:
+        chosen |= run.get("changed_params", {})
+    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in chosen.items()}
+    return "dvc exp run " + " ".join(f"-S {name}={value}" for name, value in words.items())

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from stages.common.dataset import ClassImages
+from stages.common.learner import snapshots
 from stages.common.pool import Teacher
 from stages.interface.errors import BadInput
 from stages.interface.progress import Reporter
@@ -77,9 +78,7 @@ def load_snapshots(folder: Path, device: str) -> list[Model]:
 
     Raises BadInput if there are none, or if they are not of one learner.
     """
-    paths = sorted((folder / "snapshots").glob("*.safetensors"))
-    if not paths:
-        raise BadInput(f"{folder}: no snapshots/*.safetensors; run meta_train first")
+    paths = snapshots(folder)
     models = [Model.load(path, device) for path in paths]
     first = models[0].info
     for path, model in zip(paths, models, strict=True):

@@ -23,6 +23,7 @@ POOL_ROWS = (
     "single_teacher",
     "pool_features",
     "pool_log_probabilities",
+    "pool_readout",
     "single_teacher_probe",
     "pool_probe",
 )

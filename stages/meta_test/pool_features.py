@@ -1,7 +1,6 @@
-"""The pool itself as a learner (METHODS 4): its features, or its log-probabilities.
+"""The pool itself as a learner (METHODS 4): its features, its log-probabilities, or its readout.
 
-No meta-training: what the pool's own features give is the bar for every method that distils them
-into one network.
+No meta-training: what the pool gives is the bar for every method that distils it into one network.
 
 Shapes: n images, d_i features of teacher i; e episodes.
 """
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from stages.common.architectures import channels_last
 from stages.common.dataset import ClassImages
+from stages.common.distilled import log_ratios
 from stages.common.pool import Teacher
 from stages.meta_test.episodes import Task
 from stages.meta_test.linear_probe import CHUNK, probe
@@ -29,30 +29,37 @@ Blocks = list[list[Tensor]]  # per data set, per class: (n_c, d)
 
 
 class Seen(NamedTuple):
-    """What a teacher makes of every image."""
+    """What a teacher makes of every image; doubled: mean over an image and its mirror image."""
 
     features: Blocks  # unit length
     log_probabilities: Blocks
+    doubled_features: Blocks  # of unit length before the mean
+    doubled_log_ratios: Blocks
 
 
 def seen_by(teacher: Teacher, data: Sequence[ClassImages], precision: str, device: str) -> Seen:
     """The teacher on all images, at its own size and normalisation, BatchNorm in eval mode."""
-    seen = Seen([], [])
+    seen = Seen([], [], [], [])
     with torch.inference_mode(), at(precision, device):
         for part in data:
-            features, log_probabilities = [], []
-            for images in part.images:
-                outputs = [
-                    teacher.net(channels_last(teacher.info.view.of(batch.to(device))))
-                    for batch in images.split(BATCH)
-                ]
-                z = torch.cat([output.features for output in outputs]).float()
-                logits = torch.cat([output.logits for output in outputs]).float()
-                features.append(F.normalize(z, dim=1))
-                log_probabilities.append(logits.log_softmax(1))
-            seen.features.append(features)
-            seen.log_probabilities.append(log_probabilities)
+            classes = [_of_a_class(teacher, images, device) for images in part.images]
+            for blocks, own in zip(seen, zip(*classes, strict=True), strict=True):
+                blocks.append(list(own))
     return seen
+
+
+def _of_a_class(teacher: Teacher, images: Tensor, device: str) -> tuple[Tensor, ...]:
+    """The fields of `Seen` for images (n, h, w, 3): (n, d) each."""
+    batches = []
+    for batch in images.split(BATCH):
+        x = channels_last(teacher.info.view.of(batch.to(device)))
+        plain, mirrored = teacher.net(x), teacher.net(channels_last(x.flip(3)))
+        z, z_mirrored = (F.normalize(o.features.float(), dim=1) for o in (plain, mirrored))
+        logits = plain.logits.float()
+        doubled = (logits + mirrored.logits.float()) / 2
+        words = logits.log_softmax(1)
+        batches.append((z, words, (z + z_mirrored) / 2, log_ratios(doubled, [doubled.shape[1]])))
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
 def at(precision: str, device: str) -> torch.autocast:
@@ -62,11 +69,26 @@ def at(precision: str, device: str) -> torch.autocast:
 
 
 def side_by_side(blocks: Sequence[Blocks]) -> Blocks:
-    """All teachers' blocks as one: each teacher's features have unit length, none speaks louder."""
+    """All teachers' blocks as one; features have unit length, so that none speaks louder."""
     return [
         [torch.cat(parts, 1) for parts in zip(*classes, strict=True)]
         for classes in zip(*blocks, strict=True)
     ]
+
+
+def readout(seen: Sequence[Seen]) -> Blocks:
+    """Features and log-ratios of all teachers, images with their mirror images (README).
+
+    The two parts have unit length each. Within a part a teacher keeps its length, which says how
+    sure it is: of its class, and that an image and its mirror image are alike.
+    """
+    features = side_by_side([one.doubled_features for one in seen])
+    ratios = side_by_side([one.doubled_log_ratios for one in seen])
+    return side_by_side([_unit(features), _unit(ratios)])
+
+
+def _unit(blocks: Blocks) -> Blocks:
+    return [[F.normalize(block, dim=1) for block in classes] for classes in blocks]
 
 
 def predict_by_pool(
@@ -89,15 +111,17 @@ def predict_by_pool(
     yield "pool_features", _by_means(together, tasks, metric)
     words = side_by_side([one.log_probabilities for one in seen])
     yield "pool_log_probabilities", _by_means(words, tasks, metric)
+    yield "pool_readout", _by_means(readout(seen), tasks, metric)
     yield "single_teacher_probe", torch.stack([_by_probe(b, tasks, params) for b in each])
     yield "pool_probe", _by_probe(together, tasks, params)
 
 
 def protocol(row: str, params: MetaTest) -> str:
     """In words; teachers normalise with their running statistics, so are inductive."""
+    mode = f"inductive, {params.pool.precision}"
     if row.endswith("probe"):
-        return f"{fresh_head(params.linear_probe)}, inductive"
-    return f"no step, {params.nearest_class_mean.metric}, inductive"
+        return f"{fresh_head(params.linear_probe)}, {mode}"
+    return f"no step, {params.nearest_class_mean.metric}, {mode}"
 
 
 def _by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:

@@ -17,10 +17,9 @@ from stages.common.natural_inversion import invert, n_batches
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
+from stages.interface.params import NO_DATASET
 from stages.interface.progress import Reporter
 from stages.meta_test.params import Pseudo
-
-DATASET = "none"  # as the cell's key says it
 
 
 def pseudo_classes(
@@ -58,5 +57,5 @@ def pseudo_classes(
             report(i + 1)
     first = pool[0].info
     return ClassImages(
-        DATASET, list(range(len(names))), names, images, first.image_size, first.normalisation
+        NO_DATASET, list(range(len(names))), names, images, first.image_size, first.normalisation
     )

@@ -58,7 +58,7 @@ def meta_train(
     given = params.read(PARAMS, **cell)
 
     from stages.common.architectures import bn_layers
-    from stages.common.learner import learner_view
+    from stages.common.learner import learner_view, snapshots
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
     from stages.interface.device import resolve
@@ -102,7 +102,7 @@ def meta_train(
         files=[
             pool / MANIFEST,
             *(pool / teacher.info.file for teacher in teachers),
-            *(sorted((start / "snapshots").glob("*")) if start and row.continues else ()),
+            *(snapshots(start) if start and row.continues else ()),
         ],
         view=setting.view,
         n_way=n_way,
@@ -111,6 +111,7 @@ def meta_train(
         seed=given["seed"],
         device=device,
         data_used=row.data_used(own),
+        class_names=tuple(teacher.info.class_names for teacher in taught),
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )
     typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")

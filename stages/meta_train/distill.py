@@ -1,12 +1,8 @@
 """One small network that carries the whole pool, learned without any data (METHODS 5).
 
-Per image x of the bank, with the student's outputs for all k classes side by side:
-
-    L = w_kl * mean_i T^2 KL( softmax(f_i(x) / T) || softmax(s_i(x) / T) )     i: teachers
-      + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
-      + w_labels * -log softmax(s(x))[y]                        of images inverted for class y only
-
-The third term knows what no teacher does: how to tell its classes from another teacher's.
+1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
+2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
+3. the student learns what they say                                   (distillation_loss.py)
 """
 
 from __future__ import annotations
@@ -14,10 +10,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.common.architectures import channels_last
@@ -33,67 +27,12 @@ from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.progress import Reporter
 from stages.meta_train.bank import Bank, fill, plain_images
+from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
 
 SHOWN = 20  # inverted images of a class that are kept in the learner's folder
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
-
-
-class Terms(NamedTuple):
-    """Scalars, unweighted."""
-
-    kl: Tensor
-    features: Tensor
-    labels: Tensor
-
-
-def distillation_terms(
-    logits: Tensor,
-    projected: Tensor,
-    teacher_logits: Tensor,
-    teacher_features: Tensor,
-    labels: Tensor,
-    heads: Sequence[int],
-    class_of: Tensor,
-    temperature: float,
-) -> Terms:
-    """Of a batch: logits (n, k), projected (n, p), labels (n,) with -1 for none.
-
-    `heads`: how many of the k outputs each teacher has. `class_of` (k,): as `class_numbers`; a
-    label is right on any output of its class, and outputs of no class do not take part.
-    """
-    pairs = zip(
-        (logits / temperature).split(list(heads), 1),
-        (teacher_logits / temperature).split(list(heads), 1),
-        strict=True,
-    )
-    kl = torch.stack(
-        [
-            F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
-            for s, t in pairs
-        ]
-    ).mean()
-    features = (projected - teacher_features).square().mean()
-    # Static shapes: every image has a row, those without a label weigh nothing.
-    known = labels >= 0
-    target = class_of[labels.clamp(min=0)][:, None] == class_of
-    stands = class_of >= 0
-    everything = logits.masked_fill(~stands, -math.inf).logsumexp(1)
-    right = logits.masked_fill(~target, -math.inf).logsumexp(1) - everything
-    ce = -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
-    return Terms(kl * temperature**2, features, ce)
-
-
-def class_numbers(pool: Sequence[Teacher]) -> Tensor:
-    """The class of each of the pool's k outputs: (k,); -1 for a spare output, which has none."""
-    known: dict[tuple[str, str], int] = {}
-    numbers = []
-    for info in (teacher.info for teacher in pool):
-        named = [(info.dataset, name) for name in info.class_names]
-        numbers += [known.setdefault(name, len(known)) for name in named]
-        numbers += [-1] * (info.n_outputs - len(named))
-    return torch.tensor(numbers)
 
 
 def learning_rate(t: int, n_steps: int, highest: float) -> float:
@@ -128,7 +67,6 @@ class DistillRun:
         self._bank = self._filled_bank()
         self.distilled = DistilledForm(
             heads=tuple(self._heads),
-            class_names=tuple(teacher.info.class_names for teacher in pool),
             n_components=self._bank.features.shape[1],
             readout=tuple(shared.readout.split("+")),
             mirror=shared.mirror,
@@ -249,6 +187,7 @@ class DistillRun:
                     report,
                 )
             save_tensors(path, bank._asdict(), {})
+            del bank, plain, drawn  # gigabytes at 224 pixels
         return Bank(**load_tensors(path)[0])
 
     def _drawn_student(self) -> Distilled:

@@ -87,7 +87,7 @@ class Distillation(Section):
 
 
 class DistillWeights(Section):
-    """Weights of the loss's terms (stages/meta_train/distill.py)."""
+    """Weights of the loss's terms (stages/meta_train/distillation_loss.py)."""
 
     kl: NonNegativeFloat
     features: NonNegativeFloat

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stages.common.architectures import channels_last
-from stages.common.learner import Theta, initial_theta, load_learner
+from stages.common.learner import Theta, initial_theta, load_learner, snapshots
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -53,14 +53,12 @@ def distilled(pool: Sequence[Teacher], setting: Setting) -> Theta:
     Raises BadInput if `setting.start` holds no distilled learner of the learner's form.
     """
     assert setting.start is not None
-    paths = sorted((setting.start / "snapshots").glob("*.safetensors"))
-    if not paths:
-        raise BadInput(f"{setting.start}: no snapshots/*.safetensors to start from")
-    _, found, info = load_learner(paths[-1])
+    path = snapshots(setting.start)[-1]
+    _, found, info = load_learner(path)
     form = (info.architecture, info.image_size)
     if info.distilled is None or form != (setting.architecture, setting.view.image_size):
         raise BadInput(
-            f"{paths[-1]}: a {info.architecture} for {info.image_size} pixels of method"
+            f"{path}: a {info.architecture} for {info.image_size} pixels of method"
             f" {info.method}: allowed to start from: a distilled {setting.architecture} for"
             f" {setting.view.image_size}"
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,7 +46,13 @@ def import_teacher(
     outputs: Annotated[
         int | None, typer.Option(help="Outputs, if there are more of them than classes.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="What its classes are of, in words.")] = "own",
+    dataset: Annotated[
+        str,
+        typer.Option(help="What its classes are of; equal names of one data set are one class."),
+    ] = "own",
+    arguments: Annotated[
+        str, typer.Option(help="JSON for the architecture's maker, as '{\"image_size\": 64}'.")
+    ] = "{}",
 ) -> None:
     """Add a classifier to a pool, making the pool if there is none."""
     from stages.pool.importing import add_teacher, read_state
@@ -59,6 +68,7 @@ def import_teacher(
         std,
         dataset=dataset,
         n_outputs=outputs,
+        arguments=_arguments(arguments),
         source=str(weights),
     )
     typer.echo(f"{pool / info.file}: {info.architecture}, {len(info.class_names)} classes")
@@ -78,11 +88,10 @@ def show(pool: POOL) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading == "architecture")
     infos = load_manifest(pool)
     for info in infos:
-        names = ", ".join(info.class_names[:5]) + (", ..." if len(info.class_names) > 5 else "")
         table.add_row(
             info.file.removesuffix(".safetensors"),
             info.architecture,
-            f"{len(info.class_names)} of {info.dataset}: {names}",
+            f"{len(info.class_names)} of {info.dataset}: {_first(info.class_names)}",
             str(info.image_size),
             _words(info.normalisation),
             "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
@@ -96,13 +105,19 @@ def show(pool: POOL) -> None:
 @refuses_bad_input
 def check(pool: POOL) -> None:
     """Look for what is wrong with a pool's teachers; exit code 2 if something is."""
+    from stages.common.pool import load_manifest
     from stages.pool.checking import check_pool
 
+    owners = Counter(
+        (info.dataset, name) for info in load_manifest(pool) for name in info.class_names
+    )
     wrong = []
     for info, found, remembers in check_pool(pool):
         said = "; ".join(found) or "fine"
         if not found and not remembers:
             said += "; no BatchNorm: inverted without its statistics, normalisation not checked"
+        if twice := [name for name in info.class_names if owners[info.dataset, name] > 1]:
+            said += f"; {len(twice)} classes are another teacher's as well ({_first(twice)})"
         typer.echo(f"{info.file}: {said}")
         if found:
             wrong.append(info.file)
@@ -125,15 +140,32 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
         for name in (MANIFEST, *(teacher.info.file for teacher in teachers)):
             shutil.copy(pool / name, temporary)
     beside = out.with_name(f"{out.name}.provenance.json")
-    save_provenance(beside, time.monotonic() - start, "cpu", source=str(pool))
+    save_provenance(beside, time.monotonic() - start, "cpu", stage="own_pool", source=str(pool))
     typer.echo(f"{out}: {len(teachers)} teachers of {pool}")
 
 
 def _classes(given: str) -> list[str]:
     """Names, from 'a,b,c' or a file with one a line."""
+    if "," in given:
+        return [name.strip() for name in given.split(",") if name.strip()]
     path = Path(given)
-    text = path.read_text() if path.is_file() else given.replace(",", "\n")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    if not path.is_file():
+        raise BadInput(f"classes = {given!r}: no such file: allowed: a text file, or a,b,c")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _arguments(given: str) -> dict[str, Any]:
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"arguments = {given!r}: allowed: a JSON object, as '{{\"depth\": 12}}'")
+    return found
 
 
 def _words(normalisation: Normalisation) -> str:

@@ -24,6 +24,11 @@ from stages.interface.errors import BadInput
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
 PREFIX = "module."  # of a network that was trained by DataParallel
+# Heads that GoogLeNet and Inception have for their training only; their networks are made without.
+AUXILIARY = {
+    "torchvision/googlenet": ("aux1.", "aux2."),
+    "torchvision/inception_v3": ("AuxLogits.",),
+}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -105,8 +110,15 @@ def add_teacher(
         )
     # Cloned: tied weights share memory, which safetensors refuses.
     state = net.state_dict() if isinstance(net, nn.Module) else net
-    state = {name: t.detach().cpu().clone() for name, t in state.items()}
-    made = build_network(architecture, outputs, image_size, arguments)
+    extra = AUXILIARY.get(architecture, ())
+    state = {n: t.detach().cpu().clone() for n, t in state.items() if not n.startswith(extra)}
+    try:
+        made = build_network(architecture, outputs, image_size, arguments)
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"{source}: no {architecture} of {outputs} outputs for {image_size} pixels with"
+            f" arguments {dict(arguments or {})}: {error}"
+        ) from None
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
     taken = {info.file for info in known}
@@ -137,11 +149,13 @@ def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None
     try:
         with torch.inference_mode():
             logits = net.eval()(torch.zeros(2, 3, image_size, image_size)).logits
-    except (RuntimeError, AssertionError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever somebody's network raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
             f"{source}: does not take images of {image_size} x {image_size} pixels: {first}"
         ) from None
+    if not isinstance(logits, Tensor):
+        raise BadInput(f"{source}: gives a {type(logits).__name__}: allowed: one tensor of outputs")
     if logits.shape != (2, outputs):
         raise BadInput(
             f"{source}: gives outputs of shape {tuple(logits.shape[1:])}: allowed: ({outputs},)"

@@ -14,6 +14,7 @@ from stages.interface.errors import BadInput, refuses_bad_input
 LEARNER = Annotated[Path, typer.Option(help="A file of `purer export`.")]
 ENDINGS = (".csv", ".parquet")
 SHOWN = 20  # predictions printed
+COLUMNS = ("image", "predicted")  # of predictions, before a column for each class
 
 
 @refuses_bad_input
@@ -23,11 +24,24 @@ def export(
     iteration: Annotated[
         int | None, typer.Option(help="The snapshot after so many iterations; the last if unsaid.")
     ] = None,
+    cell: Annotated[
+        Path | None,
+        typer.Option(help="A cell's file of reports/: the snapshot that its selection chose."),
+    ] = None,
     onnx: Annotated[Path | None, typer.Option(help="An ONNX file to write as well.")] = None,
 ) -> None:
     """One file of a learner with everything needed to use it."""
-    from stages.use.exporting import chosen_snapshot, export_onnx, export_safetensors
+    from stages.use.exporting import (
+        chosen_snapshot,
+        export_onnx,
+        export_safetensors,
+        selected_iteration,
+    )
 
+    if cell is not None:
+        if iteration is not None:
+            raise BadInput("--iteration and --cell: allowed: one of them")
+        iteration = selected_iteration(cell, learner)
     info = export_safetensors(chosen_snapshot(learner, iteration), out)
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
@@ -55,6 +69,11 @@ def adapt(
 
     _check_ending(out)
     classes = class_folders(support)
+    if taken := [name for name in COLUMNS if name in classes]:
+        raise BadInput(
+            f"{support / taken[0]}: a class may not be called {' or '.join(COLUMNS)}: columns of"
+            " the predictions"
+        )
     files = [file for place in predict for file in image_files(place)]
     model = load_learner(learner)
     shots = [(file, name) for name, found in classes.items() for file in found]
@@ -62,7 +81,7 @@ def adapt(
     shares = classifier.probabilities(files)
     best = shares.argmax(1).tolist()
     rows = [
-        {"image": image, "predicted": classifier.classes[k]}
+        dict(zip(COLUMNS, (image, classifier.classes[k]), strict=True))
         | dict(zip(classifier.classes, map(float, share), strict=True))
         for image, k, share in zip(names(files), best, shares.tolist(), strict=True)
     ]
@@ -121,7 +140,7 @@ def _show(rows: Sequence[dict[str, Any]], title: str, out: Path | None) -> None:
     for heading in ("image", "class", "probability", "next"):
         table.add_column(heading, overflow="fold")
     for row in rows[:SHOWN]:
-        shares = sorted(list(row.items())[2:], key=lambda item: -item[1])
+        shares = sorted(list(row.items())[len(COLUMNS) :], key=lambda item: -item[1])
         first, second = shares[:2]
         table.add_row(row["image"], first[0], f"{first[1]:.2f}", f"{second[0]} {second[1]:.2f}")
     Console().print(table)

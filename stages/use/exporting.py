@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.files import load_json, written_whole
-from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner
+from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
 from stages.interface.errors import BadInput
 
 CHECKED_IMAGES = 8
@@ -22,9 +22,7 @@ def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
 
     Raises BadInput if there is none, naming those there are.
     """
-    paths = sorted((folder / "snapshots").glob("iteration-*.safetensors"))
-    if not paths:
-        raise BadInput(f"{folder}: no snapshots/iteration-*.safetensors: not a learner's folder")
+    paths = snapshots(folder)
     if iteration is None:
         return paths[-1]
     found = [path for path in paths if int(path.stem.partition("-")[2]) == iteration]
@@ -32,6 +30,22 @@ def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
         there = ", ".join(str(int(path.stem.partition("-")[2])) for path in paths)
         raise BadInput(f"{folder}: no snapshot after {iteration} iterations; there are: {there}")
     return found[0]
+
+
+def selected_iteration(cell: Path, folder: Path) -> int:
+    """The snapshot that meta-validation chose for nearest class mean, which `adapt` uses.
+
+    Raises BadInput if `cell` is no cell's file, or of another method than the learner in `folder`.
+    """
+    content = load_json(cell)
+    try:
+        chosen, method = content["rows"]["nearest_class_mean"]["snapshot"], content["method"]
+    except (KeyError, TypeError):
+        raise BadInput(f"{cell}: not the file of a learner's cell") from None
+    _, _, info = load_learner(snapshots(folder)[-1])
+    if info.method != method:
+        raise BadInput(f"{cell}: a cell of method {method}, {folder} of method {info.method}")
+    return int(chosen)
 
 
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:

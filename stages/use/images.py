@@ -17,6 +17,13 @@ from torch import Tensor
 from stages.interface.errors import BadInput
 
 ENDINGS = frozenset(Image.registered_extensions())
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    ValueError,
+    SyntaxError,
+)
 ALLOWED = "allowed: a path, a PIL image, or an array or tensor (h, w, 3), (3, h, w) or (h, w)"
 
 
@@ -90,7 +97,7 @@ def _read(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"{path}: not a readable image: {error}") from None
 
 

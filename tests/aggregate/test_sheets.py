@@ -6,7 +6,7 @@ from stages.aggregate.cells import Cell, load_cell
 from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row
 from stages.aggregate.markdown import markdown
 from stages.aggregate.results import results
-from stages.aggregate.sheets import Sheet, fill
+from stages.aggregate.sheets import Sheet, fill, iterations_text
 from tests.aggregate.fakes import N_EPISODES, write_cell
 
 
@@ -114,6 +114,22 @@ def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:
     text = markdown(filled(glyphs, cells))
     (line,) = lines_of(text, "| glyphs, 5-way | OTA")
     assert line.count("not run") == 2
+
+
+def test_without_data_only_what_the_grid_can_make_is_expected(tmp_path: Path) -> None:
+    (layout,) = every_row(load(tmp_path, "ss-none-5way-5shot-ei"))
+    methods = {key.rsplit("-", 1)[1] for key in cells_of(layout)}
+    assert methods == {"pool", "ei", "eci", "distill"}
+
+
+def test_a_caption_tells_steps_of_distillation_from_outer_iterations(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-glyphs-5way-1shot-eci", "ss-glyphs-5way-1shot-distill")
+    steps = cells[1].model_copy(update={"selection": [{"iteration": 2500}]})
+    assert iterations_text([cells[0]]) == "10 outer iterations (the paper: 60,000)"
+    assert iterations_text([steps]) == "distilled networks 2,500 steps"
+    assert iterations_text([cells[0], steps]) == (
+        "10 outer iterations (the paper: 60,000), distilled networks 2,500 steps"
+    )
 
 
 def test_a_cell_without_the_row_says_not_evaluated(tmp_path: Path) -> None:

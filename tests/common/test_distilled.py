@@ -20,7 +20,6 @@ from stages.meta_test.params import OneStep
 
 FORM = DistilledForm(
     heads=(3, 2),
-    class_names=(("a", "b", "c"), ("d",)),
     n_components=5,
     readout=("features", "projection", "log_ratios"),
     mirror=True,
@@ -117,6 +116,7 @@ def info() -> LearnerInfo:
         meta_learner="distilled",
         iteration=7,
         distilled=FORM,
+        class_names=(("a", "b", "c"), ("d",)),
     )
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import typer
 
 from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.interrupt import deferred_interrupts
-from stages.interface.provenance import Stopwatch, commit, processor
+from stages.interface.provenance import Stopwatch, changed_params, commit, processor
 from stages.interface.work import fingerprint, work_folder
 
 
@@ -98,3 +99,21 @@ def test_the_stopwatch_adds_up_over_interruptions(
     assert second.seconds == 90
     assert "cores" in processor()
     assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?", commit())
+
+
+def test_what_differs_from_the_committed_parameters_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "params.yaml"
+    file.write_text("seed: 0\neci: {weight: 10.0, compile: auto}\nlist: [1]\n")
+    assert changed_params() == {}  # no repository
+    for command in (
+        ("init", "-q"),
+        ("add", "."),
+        ("-c", "user.name=t", "-c", "user.email=t@example.invalid", "commit", "-qm", "x"),
+    ):
+        subprocess.run(["git", *command], check=True)
+    assert changed_params() == {}
+    file.write_text("seed: 1\neci: {weight: 2.0, compile: auto}\nlist: [1]\nnew: a # b\n")
+    assert changed_params() == {"eci.weight": 2.0, "new": "a"}

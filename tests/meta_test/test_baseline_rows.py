@@ -176,6 +176,15 @@ def _by_nearest_mean(vectors: Callable[[Tensor], Tensor], task: Task, data: Clas
     return torch.tensor(cosines).argmax(1)
 
 
+def _read(pool: list[Teacher], images: Tensor) -> Tensor:
+    """What the pool reads in images together with their mirror images."""
+    both = [[_seen(teacher, x) for x in (images, images.flip(2))] for teacher in pool]
+    features = torch.cat([a[0] + b[0] for a, b in both], 1)
+    words = [a[1] + b[1] for a, b in both]
+    ratios = torch.cat([w - w.mean(1, keepdim=True) for w in words], 1)
+    return torch.cat([F.normalize(features, dim=1), F.normalize(ratios, dim=1)], 1)
+
+
 @pytest.fixture(params=["equal", "sizes", "architectures"])
 def pool(request: pytest.FixtureRequest) -> list[Teacher]:
     changes = {
@@ -208,6 +217,8 @@ def test_the_pools_rows_equal_loops(
         assert found["pool_features"][e].tolist() == together.tolist()
         words = _by_nearest_mean(all_words, task, data)
         assert found["pool_log_probabilities"][e].tolist() == words.tolist()
+        read = _by_nearest_mean(lambda x: _read(pool, x), task, data)
+        assert found["pool_readout"][e].tolist() == read.tolist()
 
         classes, labels = task.episode.classes.tolist(), torch.arange(3).repeat_interleave(2)
         views = [lambda x, t=t: _seen(t, x)[0] for t in pool]
@@ -220,7 +231,7 @@ def test_the_pools_rows_equal_loops(
             probed = linear_probe.probe(s[None], labels, q[None], SETTINGS.linear_probe)
             assert row.tolist() == probed[0].tolist()
     rows = [found["single_teacher"][0], *(found[name] for name in found if "pool" in name)]
-    assert len({tuple(row.flatten().tolist()) for row in rows}) == 4  # the rows do differ
+    assert len({tuple(row.flatten().tolist()) for row in rows}) == 5  # the rows do differ
 
 
 def test_judging_a_pool_averages_single_teachers(
@@ -364,7 +375,7 @@ def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
 
 
 def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no snapshots/\*\.safetensors; run meta_train first"):
+    with pytest.raises(BadInput, match=r"no snapshots/\*\.safetensors: not a learner"):
         evaluate.load_snapshots(tmp_path, "cpu")
     info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 10)
     for name, own in {
@@ -394,9 +405,11 @@ def rows(tasks: list[Task]) -> dict[str, Row]:
     }
 
 
-def _save(folder: Path, key: str, rows: dict[str, Row], learner: Path | None) -> Path:
-    """The cell's file, with what save_cell finds beside it."""
-    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", seed=0)
+def _save(
+    folder: Path, key: str, rows: dict[str, Row], learner: Path | None, **pool: object
+) -> Path:
+    """The cell's file, with what save_cell finds beside it; `pool`: of its provenance."""
+    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", seed=0, **pool)
     save_provenance(folder / "evaluation" / "provenance.json", 30.0, "cpu")
     path = folder / "reports" / "quick" / "seed-0" / f"{key}.json"
     content = {
@@ -420,7 +433,10 @@ def _save(folder: Path, key: str, rows: dict[str, Row], learner: Path | None) ->
     return path
 
 
-def test_a_saved_cell_is_what_aggregate_loads(tmp_path: Path, rows: dict[str, Row]) -> None:
+def test_a_saved_cell_is_what_aggregate_loads(
+    tmp_path: Path, rows: dict[str, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository: no parameter differs from its commit
     learner = tmp_path / "learner"
     save_provenance(
         tmp_path / "learner.provenance.json", 120.0, "cpu", stage="meta_train", data_used=NO_DATA
@@ -453,6 +469,23 @@ def test_a_saved_cell_is_what_aggregate_loads(tmp_path: Path, rows: dict[str, Ro
         "dvc exp run -S scenario=mh -S dataset=glyphs -S n_way=3 -S n_shot=2 -S method=eci"
         " -S budget=quick -S seed=0"
     )
+
+
+def test_the_command_names_what_was_changed(
+    tmp_path: Path, rows: dict[str, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed = {"pretrain.pool_size": 6, "meta_train.distillation.readout": "a+b", "x.flag": True}
+    path = _save(tmp_path, "ss-glyphs-3way-2shot-pool", rows, None, changed_params=changed)
+    assert load_cell(path).command.endswith(
+        " -S budget=quick -S seed=0 -S meta_train.distillation.readout=a+b"
+        " -S pretrain.pool_size=6 -S x.flag=true"
+    )
+
+
+def test_an_adopted_pool_says_so(tmp_path: Path, rows: dict[str, Row]) -> None:
+    cell = load_cell(_save(tmp_path, "ss-none-3way-2shot-pool", rows, None, stage="own_pool"))
+    assert [run.stage for run in cell.provenance] == ["own_pool", "meta_test"]
 
 
 def test_a_pools_cell_has_no_training(tmp_path: Path, rows: dict[str, Row]) -> None:

@@ -18,12 +18,8 @@ from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
 from stages.meta_train.bank import Mixtures, PrincipalComponents, fill, plain_images
-from stages.meta_train.distill import (
-    DistillRun,
-    class_numbers,
-    distillation_terms,
-    learning_rate,
-)
+from stages.meta_train.distill import DistillRun, learning_rate
+from stages.meta_train.distillation_loss import class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import DistillationBudget, DistillWeights
 from tests.conftest import ROOT, random_state, teacher_info

@@ -15,6 +15,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.common.learner import load_learner
+from stages.common.pool import load_manifest
 from tests.conftest import ROOT
 
 N_ITERATIONS = 60
@@ -119,6 +120,7 @@ def test_the_outputs_of_a_run(whole: tuple[Path, Path]) -> None:
     }
     _, _, info = load_learner(folder / "out/snapshots/iteration-000030.safetensors")
     assert (info.iteration, info.method, info.n_way) == (30, "eci", 3)
+    assert info.class_names == tuple(own.class_names for own in load_manifest(whole[1]))
     assert Image.open(folder / "out" / "synthetic.png").size == (4 * 64, 16 + 5 * 64)
     assert [p.name for p in (folder / ".work").iterdir()] == ["locks"]
 

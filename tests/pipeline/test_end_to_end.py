@@ -156,12 +156,17 @@ def _without_provenance(file: Path) -> bytes:
     ids=str,
 )
 def test_a_changed_parameter_reruns_what_it_affects(
-    project: Project, change: dict[str, object], first: list[str]
+    project: Project,
+    change: dict[str, object],
+    first: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What DVC says is changed: the first stages of the chain; those before them are not."""
+    from dvc.repo import Repo
+
     project.set(**change)
-    targets = [f"stages/dvc.yaml:{name}" for name in CHAIN[:-1]]
-    status = json.loads(project.run("dvc", "status", "--json", *targets, "publish"))
+    monkeypatch.chdir(project.root)
+    status = Repo().status(targets=[*(f"stages/dvc.yaml:{n}" for n in CHAIN[:-1]), "publish"])
     changed = [name for name in CHAIN if any(key.endswith(name) for key in status)]
     assert changed == first
 
@@ -279,24 +284,29 @@ def test_plots_and_dag_show(project: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        ("scenario=sss", "scenario = 'sss': allowed: ss"),
-        ("n_way=0", "n_way = 0: input should be greater than or equal to 2"),
-        ("n_way=17", "n_way = 17: glyphs has only 16 classes in its smallest split"),
-        ("n_shot=17", "n_shot = 17, n_query = 4: an episode needs 21 images of a class"),
-        ("n_shot=3", "ss-glyphs-5way-3shot-eci is not a cell of stages/grid.yaml"),
-        ("method=eii", "method = 'eii': allowed: random, average"),
-        ("scenario=sh -S method=ota", "method = 'ota' mixes the teachers' parameters"),
-        ("method=dro -S adaptation=icfil", "method dro has no such row; allowed: auto, one_step"),
-        ("budget=papr", "budget = 'papr': allowed: quick, five_minutes"),
+        ({"scenario": "sss"}, "scenario = 'sss': allowed: ss"),
+        ({"n_way": 0}, "n_way = 0: input should be greater than or equal to 2"),
+        ({"n_way": 17}, "n_way = 17: glyphs has only 16 classes in its smallest split"),
+        ({"n_shot": 17}, "n_shot = 17, n_query = 4: an episode needs 21 images of a class"),
+        ({"n_shot": 3}, "ss-glyphs-5way-3shot-eci is not a cell of stages/grid.yaml"),
+        ({"method": "eii"}, "method = 'eii': allowed: random, average"),
+        ({"scenario": "sh", "method": "ota"}, "method = 'ota' mixes the teachers' parameters"),
+        ({"method": "dro", "adaptation": "icfil"}, "dro has no such row; allowed: auto, one_step"),
     ],
+    ids=str,
 )
-def test_a_wrong_selection_is_refused_before_anything_runs(
-    project: Project, change: str, message: str
+def test_a_wrong_selection_is_refused_by_the_check(
+    project: Project, changes: dict[str, object], message: str
 ) -> None:
-    output = project.run("dvc", "exp", "run", "-S", *change.split(), code=255)
-    assert message in output
+    project.set(**changes)
+    assert message in project.run("python", "-m", "stages.check", code=2)
+
+
+def test_a_wrong_selection_is_refused_before_anything_runs(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-S", "budget=papr", code=255)
+    assert "budget = 'papr': allowed: quick, five_minutes" in output
     assert "exited with 2" in output
     assert executed(output) == ["check"]
     project.restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.pool.checking import NORMALISATIONS, check_pool
+from stages.pool.command import _classes
 from stages.pool.importing import add_teacher, read_state
 from tests.conftest import random_state, teacher_info
 
@@ -85,7 +87,9 @@ def test_a_network_from_elsewhere_says_what_its_batch_norms_see() -> None:
         assert torch.equal(caught, seen[name])
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "convnext_tiny", "densenet121", "googlenet"])
+@pytest.mark.parametrize(
+    "name", ["vit_b_16", "convnext_tiny", "densenet121", "googlenet", "squeezenet1_1"]
+)
 def test_classifiers_of_torchvision_are_read(name: str) -> None:
     size = 224 if name == "vit_b_16" else 64
     net = build_network(f"torchvision/{name}", 7, size).eval()
@@ -93,6 +97,7 @@ def test_classifiers_of_torchvision_are_read(name: str) -> None:
         output = net(torch.zeros(1, 3, size, size))
     assert output.logits.shape == (1, 7)
     assert output.features.dim() == 2
+    assert output.features.shape[1] < 3000
     assert bool(output.bn_inputs) == (name in ("densenet121", "googlenet"))
 
 
@@ -145,9 +150,74 @@ def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
     assert torch.equal(first.net(x).logits, net(x))
     assert (first.info.class_ids, second.info.class_ids) == ((0, 1, 2), (3, 4, 5))
     assert first.info.mean == (0.485, 0.456, 0.406)
+    checked = purer("pool", "check", pool).output.replace("\n", " ")
+    assert "3 classes are another teacher's as well (a, b, c)" in checked
     shown = purer("pool", "show", pool)
     assert "2 teachers, 3 classes" in shown.output
     assert "torchvision" in shown.output
+
+
+def test_heads_that_only_training_uses_are_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = models.googlenet(num_classes=3, init_weights=False)  # as a checkpoint has it
+    where, (mean, std) = "torchvision/googlenet", ([0.5] * 3, [0.5] * 3)
+    add_teacher(tmp_path / "pool", net, where, ["a", "b", "c"], 64, mean, std)
+    (teacher,) = load_pool(tmp_path / "pool")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(teacher.net(x).logits, net.eval()(x))
+
+
+def test_arguments_of_the_maker_are_json(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = models.vit_b_16(num_classes=3, image_size=32)
+    torch.save(net.state_dict(), tmp_path / "vit.pt")
+    given = (tmp_path / "pool", tmp_path / "vit.pt", "--architecture", "torchvision/vit_b_16")
+    result = purer("pool", "import", *given, *IMPORT, "--arguments", '{"image_size": 32}')
+    assert result.exit_code == 0, result.output
+    (teacher,) = load_pool(tmp_path / "pool")
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(teacher.net(x).logits, net.eval()(x))
+
+
+def test_classes_may_be_many_names_or_a_file(tmp_path: Path) -> None:
+    long = ",".join(f"class {i}" for i in range(200))  # longer than a file's name may be
+    assert len(_classes(long)) == 200
+    (tmp_path / "names.txt").write_text("a\n\n b \n")
+    assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
+
+
+class Odd(nn.Module):
+    """Networks that do not do what a classifier does."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> object:
+        if self.what == "raises":
+            raise KeyError("cls")
+        if self.what == "tuple":
+            return (self.head(self.norm(x).mean((2, 3))),)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("raises", "does not take images of 32 x 32 pixels: 'cls'"),
+        ("tuple", "gives a tuple: allowed: one tensor of outputs"),
+        ("unused", "a BatchNorm2d layer takes no part in its forward pass"),
+    ],
+)
+def test_a_network_that_is_no_classifier_is_refused(
+    what: str, message: str, tmp_path: Path
+) -> None:
+    net, where = Odd(what), "python/tests.pool.test_own_pools:Odd"
+    given = (["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(BadInput, match=re.escape(message)):
+        add_teacher(tmp_path / "pool", net, where, *given, arguments={"what": what})
+    assert not (tmp_path / "pool").exists()
 
 
 def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
@@ -222,7 +292,10 @@ def test_a_file_that_is_no_state_dict_is_refused(
     [
         ({"--classes": "a,b"}, r"head.bias has shape \(3,\), its architecture \(2,\)"),
         ({"--classes": "a,b,b"}, "allowed: two or more, unlike"),
-        ({"--classes": "a"}, "allowed: two or more, unlike"),
+        ({"--classes": "a,"}, "allowed: two or more, unlike"),
+        ({"--classes": "names.txt"}, "classes = 'names.txt': no such file"),
+        ({"--architecture": "conv4", "--image-size": "8"}, "no conv4 of 3 outputs for 8 pixels"),
+        ({"--arguments": "[1]"}, r"arguments = '\[1\]': allowed: a JSON object"),
         ({"--architecture": "conv5"}, 'did you mean "conv4"'),
         ({"--architecture": "resnet10"}, "no tensor"),
         ({"--normalisation": "imagenett"}, 'did you mean "imagenet"'),
@@ -244,8 +317,6 @@ def test_what_does_not_fit_leaves_the_pool_as_it_was(
     given = [part for option in options.items() for part in option]
     result = purer("pool", "import", tiny_pool, tmp_path / "net.pt", *given)
     assert result.exit_code == 2
-    import re
-
     assert re.search(message, result.output.replace("\n", " ")), result.output
     assert tree(tiny_pool) == before
 

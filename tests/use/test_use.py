@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,15 +88,30 @@ def test_the_exported_file_has_all_that_its_use_needs(learner: Path, tmp_path: P
     assert "after 7 iterations" in result.output
     _, metadata = load_tensors(out)
     assert metadata["provenance"] == {"commit": "abc", "stage": "meta_train"}
-    assert metadata["distilled"]["class_names"] == [["a", "b", "c"], ["d"]]
+    assert metadata["class_names"] == [["a", "b", "c"], ["d"]]
     assert replace(load_learner(out).info, provenance={}) == info()
     assert "after 3 iterations" in purer("export", learner, "--out", out, "--iteration", 3).output
+
+
+def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Path) -> None:
+    cell, out = tmp_path / "cell.json", tmp_path / "out.safetensors"
+    rows = {"nearest_class_mean": {"snapshot": 3}, "one_step": {"snapshot": 7}}
+    save_json(cell, {"method": "distill", "rows": rows})
+    assert "after 3 iterations" in purer("export", learner, "--out", out, "--cell", cell).output
+    both = purer("export", learner, "--out", out, "--cell", cell, "--iteration", 3)
+    assert (both.exit_code, "allowed: one of them" in both.output) == (2, True)
+    save_json(cell, {"method": "ei", "rows": rows})
+    other = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
+    assert "a cell of method ei" in other
+    save_json(cell, {"method": "pool", "rows": {"pool_features": {}}})
+    none = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
+    assert "not the file of a learner's cell" in none
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere",), "not a learner's folder"),
+        (("nowhere",), "not a learner"),
         (("learner", "--iteration", 5), "no snapshot after 5 iterations; there are: 3, 7"),
     ],
 )
@@ -260,6 +277,15 @@ def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -
     assert len(rows[1]) == 1 + 42
 
 
+def _bomb() -> bytes:
+    """A small file that says it is a picture of 90,000 x 90,000 pixels."""
+    stream = io.BytesIO()
+    Image.new("1", (1, 1)).save(stream, "BMP")
+    content = bytearray(stream.getvalue())
+    content[18:26] = struct.pack("<ii", 90_000, 90_000)
+    return bytes(content)
+
+
 def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
     """Arguments of `adapt` with one thing wrong."""
     predict, out = others, support.parent / "out.csv"
@@ -273,6 +299,10 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
     elif what == "one class":
         support = support.parent / "one"
         (support / "red").mkdir(parents=True)
+    elif what == "class name":
+        (support / "red").rename(support / "predicted")
+    elif what == "too large":
+        (others / "broken.png").write_bytes(_bomb())
     elif what == "no folder":
         support = support.parent / "nowhere"
     elif what == "nothing to predict":
@@ -290,6 +320,8 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
     [
         ("unreadable", "broken.png: not a readable image"),
         ("truncated", "red-0.png: not a readable image"),
+        ("class name", "predicted: a class may not be called image or predicted"),
+        ("too large", "broken.png: not a readable image"),
         ("empty class", "yellow: no image in this folder"),
         ("one class", "needs two or more; found: red"),
         ("no folder", "nowhere: no such folder"),
