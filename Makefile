@@ -14,7 +14,7 @@ repro: setup ## the experiment that params.yaml selects, and its table
 
 # One thread a process: two processes of two threads each get in each other's way.
 test: setup lint types ## everything that CI checks
-	@OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: setup
 	@ruff check .

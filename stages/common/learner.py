@@ -155,9 +155,11 @@ def snapshots(folder: Path) -> list[Path]:
 
     Raises BadInput if there are none.
     """
-    paths = sorted((folder / "snapshots").glob("*.safetensors"))
+    paths = sorted((folder / "snapshots").glob("iteration-*.safetensors"))
     if not paths:
-        raise BadInput(f"{folder}: no snapshots/*.safetensors: not a learner; meta_train makes one")
+        raise BadInput(
+            f"{folder}: no snapshots/iteration-*.safetensors: not a learner; meta_train makes one"
+        )
     return paths
 
 

@@ -69,10 +69,12 @@ def build_network(
 ) -> nn.Module:
     """A freshly made network of that name that returns an `Output`; `arguments` go to its maker.
 
-    Raises BadInput for a name that does not exist, with the nearest ones, and for one whose
-    package is not installed.
+    Raises BadInput for a name that does not exist, with the nearest ones, for one whose package is
+    not installed, and for arguments to one of the project's own, which take none.
     """
     if name in ARCHITECTURES:
+        if arguments:
+            raise BadInput(f"arguments = {dict(arguments)}: {name} takes none")
         return build(name, n_outputs, image_size)
     kind, _, rest = name.partition("/")
     makers: dict[str, Callable[..., nn.Module]] = {

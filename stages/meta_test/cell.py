@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def save_cell(
         **content,
         "history": _history(learner),
         "provenance": runs,
-        "command": _command(match.groupdict() | {"budget": budget, "seed": seed}, runs),
+        "command": _command(match.groupdict() | {"budget": budget, "seed": seed}, runs[-1]),
     }
     text = json.dumps(whole, indent=1, sort_keys=True)
     # A list of numbers on one line: git's diffs stay readable.
@@ -119,10 +120,12 @@ def _history(learner: Path | None) -> dict[str, Any]:
     }
 
 
-def _command(selection: dict[str, Any], runs: Iterable[Mapping[str, Any]]) -> str:
-    """What makes the cell again at its commit: the selection, and whatever else was changed."""
-    chosen = dict(selection)
-    for run in runs:
-        chosen |= run.get("changed_params", {})
+def _command(selection: dict[str, Any], run: Mapping[str, Any]) -> str:
+    """What makes the cell again at its commit: the selection, and whatever else was changed.
+
+    `run`: the provenance of meta_test. What came before agreed with its params.yaml.
+    """
+    chosen = selection | run["changed_params"]
     words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in chosen.items()}
-    return "dvc exp run " + " ".join(f"-S {name}={value}" for name, value in words.items())
+    options = (shlex.quote(f"{name}={value}") for name, value in words.items())
+    return "dvc exp run " + " ".join(f"-S {option}" for option in options)

@@ -47,7 +47,7 @@ def meta_test(
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import written_whole
-    from stages.common.pool import load_pool
+    from stages.common.pool import load_manifest, load_pool
     from stages.interface.device import resolve
     from stages.interface.provenance import save_provenance
     from stages.meta_test import evaluate
@@ -57,6 +57,7 @@ def meta_test(
 
     device = resolve(given["device"])
     settings = given["meta_test"]
+    load_manifest(pool)  # a wrong pool is refused before minutes of evaluation
     start = time.monotonic()
     shape = (n_way, n_shot, given["n_query"])
 

@@ -52,13 +52,12 @@ def _of_a_class(teacher: Teacher, images: Tensor, device: str) -> tuple[Tensor, 
     """The fields of `Seen` for images (n, h, w, 3): (n, d) each."""
     batches = []
     for batch in images.split(BATCH):
-        x = channels_last(teacher.info.view.of(batch.to(device)))
-        plain, mirrored = teacher.net(x), teacher.net(channels_last(x.flip(3)))
-        z, z_mirrored = (F.normalize(o.features.float(), dim=1) for o in (plain, mirrored))
-        logits = plain.logits.float()
-        doubled = (logits + mirrored.logits.float()) / 2
-        words = logits.log_softmax(1)
-        batches.append((z, words, (z + z_mirrored) / 2, log_ratios(doubled, [doubled.shape[1]])))
+        x = teacher.info.view.of(batch.to(device))
+        output = teacher.net(channels_last(torch.cat([x, x.flip(3)])))
+        z, z_mirrored = F.normalize(output.features.float(), dim=1).chunk(2)
+        logits, logits_mirrored = output.logits.float().chunk(2)
+        ratios = log_ratios((logits + logits_mirrored) / 2, [logits.shape[1]])
+        batches.append((z, logits.log_softmax(1), (z + z_mirrored) / 2, ratios))
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 

@@ -146,12 +146,15 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
 
 def _classes(given: str) -> list[str]:
     """Names, from 'a,b,c' or a file with one a line."""
-    if "," in given:
-        return [name.strip() for name in given.split(",") if name.strip()]
-    path = Path(given)
-    if not path.is_file():
-        raise BadInput(f"classes = {given!r}: no such file: allowed: a text file, or a,b,c")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        names = Path(given).read_text().splitlines()
+    except OSError as error:  # also: names too long for a file's
+        if "," not in given:
+            raise BadInput(
+                f"classes = {given!r}: {error.strerror}: allowed: a,b,c or a file"
+            ) from None
+        names = given.split(",")
+    return [name.strip() for name in names if name.strip()]
 
 
 def _first(names: Sequence[str]) -> str:

@@ -114,7 +114,9 @@ def add_teacher(
     state = {n: t.detach().cpu().clone() for n, t in state.items() if not n.startswith(extra)}
     try:
         made = build_network(architecture, outputs, image_size, arguments)
-    except (TypeError, ValueError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # whatever somebody's maker raises
         raise BadInput(
             f"{source}: no {architecture} of {outputs} outputs for {image_size} pixels with"
             f" arguments {dict(arguments or {})}: {error}"

@@ -35,27 +35,30 @@ def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
 def selected_iteration(cell: Path, folder: Path) -> int:
     """The snapshot that meta-validation chose for nearest class mean, which `adapt` uses.
 
-    Raises BadInput if `cell` is no cell's file, or of another method than the learner in `folder`.
+    Raises BadInput if `cell` is no learner's cell, or of another run than the learner in `folder`.
     """
     content = load_json(cell)
     try:
-        chosen, method = content["rows"]["nearest_class_mean"]["snapshot"], content["method"]
+        chosen = int(content["rows"]["nearest_class_mean"]["snapshot"])
+        runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    _, _, info = load_learner(snapshots(folder)[-1])
-    if info.method != method:
-        raise BadInput(f"{cell}: a cell of method {method}, {folder} of method {info.method}")
-    return int(chosen)
+    if load_json(_provenance(folder)) not in runs:
+        raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
+    return chosen
 
 
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
     """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
     _, theta, info = load_learner(snapshot)
-    folder = snapshot.parents[1]
-    beside = folder.with_name(f"{folder.name}.provenance.json")
+    beside = _provenance(snapshot.parents[1])
     provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
     save_learner(out, theta, replace(info, provenance=provenance))
     return info
+
+
+def _provenance(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.provenance.json")
 
 
 class _Embedding(nn.Module):

@@ -212,7 +212,7 @@ def test_the_snapshot_is_chosen_on_validation_and_the_earliest_of_equals(
 
     for i in range(2):
         model = _model(i, iteration=10 * (i + 1))
-        save_learner(tmp_path / "snapshots" / f"{i}.safetensors", model.theta, model.info)
+        save_learner(tmp_path / "snapshots" / f"iteration-{i}.safetensors", model.theta, model.info)
     models = evaluate.load_snapshots(tmp_path, "cpu")
     tasks = evaluate.Tasks([data], fixed_tasks([data], "val", 3, 3, 2, 3))
     found = evaluate.select(models, tasks, SETTINGS, "cpu")

@@ -375,7 +375,7 @@ def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
 
 
 def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no snapshots/\*\.safetensors: not a learner"):
+    with pytest.raises(BadInput, match=r"no snapshots/iteration-\*\.safetensors: not a learner"):
         evaluate.load_snapshots(tmp_path, "cpu")
     info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 10)
     for name, own in {
@@ -384,14 +384,14 @@ def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
         "c": replace(info, architecture="conv4_64", iteration=30),
     }.items():
         theta = initial_theta(own.architecture, 3, 16, generator(0, name))
-        save_learner(tmp_path / "snapshots" / f"{name}.safetensors", theta, own)
+        save_learner(tmp_path / "snapshots" / f"iteration-{name}.safetensors", theta, own)
     with pytest.raises(BadInput) as refusal:
         evaluate.load_snapshots(tmp_path, "cpu")
     message = str(refusal.value)
     assert "\n" not in message
     assert "c.safetensors: its architecture is 'conv4_64'" in message
     assert "that of a.safetensors 'conv4'" in message
-    (tmp_path / "snapshots" / "c.safetensors").unlink()
+    (tmp_path / "snapshots" / "iteration-c.safetensors").unlink()
     models = evaluate.load_snapshots(tmp_path, "cpu")
     assert [model.info.iteration for model in models] == [10, 20]
 
@@ -406,11 +406,17 @@ def rows(tasks: list[Task]) -> dict[str, Row]:
 
 
 def _save(
-    folder: Path, key: str, rows: dict[str, Row], learner: Path | None, **pool: object
+    folder: Path,
+    key: str,
+    rows: dict[str, Row],
+    learner: Path | None,
+    pool: dict[str, object] | None = None,
+    changed: dict[str, object] | None = None,
 ) -> Path:
-    """The cell's file, with what save_cell finds beside it; `pool`: of its provenance."""
-    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", seed=0, **pool)
-    save_provenance(folder / "evaluation" / "provenance.json", 30.0, "cpu")
+    """The cell's file, with what save_cell finds beside it."""
+    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", seed=0, **(pool or {}))
+    own = {"changed_params": changed} if changed else {}
+    save_provenance(folder / "evaluation" / "provenance.json", 30.0, "cpu", **own)
     path = folder / "reports" / "quick" / "seed-0" / f"{key}.json"
     content = {
         "selection": [{"iteration": 450, "one_step": 55.5}] if learner else [],
@@ -475,16 +481,16 @@ def test_the_command_names_what_was_changed(
     tmp_path: Path, rows: dict[str, Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    changed = {"pretrain.pool_size": 6, "meta_train.distillation.readout": "a+b", "x.flag": True}
-    path = _save(tmp_path, "ss-glyphs-3way-2shot-pool", rows, None, changed_params=changed)
+    changed = {"pretrain.pool_size": 6, "own_pool": "my models", "x.flag": True}
+    before = {"changed_params": {"meta_train.eci.curriculum_weight": 2}}  # taken back since
+    path = _save(tmp_path, "ss-glyphs-3way-2shot-pool", rows, None, before, changed)
     assert load_cell(path).command.endswith(
-        " -S budget=quick -S seed=0 -S meta_train.distillation.readout=a+b"
-        " -S pretrain.pool_size=6 -S x.flag=true"
+        " -S budget=quick -S seed=0 -S 'own_pool=my models' -S pretrain.pool_size=6 -S x.flag=true"
     )
 
 
 def test_an_adopted_pool_says_so(tmp_path: Path, rows: dict[str, Row]) -> None:
-    cell = load_cell(_save(tmp_path, "ss-none-3way-2shot-pool", rows, None, stage="own_pool"))
+    cell = load_cell(_save(tmp_path, "ss-none-3way-2shot-pool", rows, None, {"stage": "own_pool"}))
     assert [run.stage for run in cell.provenance] == ["own_pool", "meta_test"]
 
 

@@ -132,6 +132,13 @@ def test_a_name_that_does_not_exist_is_refused(name: str, message: str) -> None:
 # --- import -----------------------------------------------------------------------------------
 
 
+def test_arguments_that_a_maker_refuses_are_one_message(tmp_path: Path) -> None:
+    where, (mean, std) = "torchvision/vit_b_16", ([0.5] * 3, [0.5] * 3)
+    given = (["a", "b", "c"], 33, mean, std)
+    with pytest.raises(BadInput, match=r"no torchvision/vit_b_16 .* arguments .*33"):
+        add_teacher(tmp_path, nn.Module(), where, *given, arguments={"image_size": 33})
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "pth"])
 def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
     net, file = trained_resnet(), tmp_path / f"net.{ending}"
@@ -184,6 +191,8 @@ def test_classes_may_be_many_names_or_a_file(tmp_path: Path) -> None:
     assert len(_classes(long)) == 200
     (tmp_path / "names.txt").write_text("a\n\n b \n")
     assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
+    (tmp_path / "lr=1,wd=2").write_text("c\nd")
+    assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d"]
 
 
 class Odd(nn.Module):
@@ -293,8 +302,9 @@ def test_a_file_that_is_no_state_dict_is_refused(
         ({"--classes": "a,b"}, r"head.bias has shape \(3,\), its architecture \(2,\)"),
         ({"--classes": "a,b,b"}, "allowed: two or more, unlike"),
         ({"--classes": "a,"}, "allowed: two or more, unlike"),
-        ({"--classes": "names.txt"}, "classes = 'names.txt': no such file"),
+        ({"--classes": "names.txt"}, "classes = 'names.txt': No such file"),
         ({"--architecture": "conv4", "--image-size": "8"}, "no conv4 of 3 outputs for 8 pixels"),
+        ({"--arguments": '{"depth": 12}'}, "conv4 takes none"),
         ({"--arguments": "[1]"}, r"arguments = '\[1\]': allowed: a JSON object"),
         ({"--architecture": "conv5"}, 'did you mean "conv4"'),
         ({"--architecture": "resnet10"}, "no tensor"),

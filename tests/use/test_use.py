@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from stages.cli import app
-from stages.common.files import load_tensors, save_json
+from stages.common.files import load_json, load_tensors, save_json
 from stages.common.learner import initial_theta, save_learner
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
@@ -96,14 +96,17 @@ def test_the_exported_file_has_all_that_its_use_needs(learner: Path, tmp_path: P
 def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Path) -> None:
     cell, out = tmp_path / "cell.json", tmp_path / "out.safetensors"
     rows = {"nearest_class_mean": {"snapshot": 3}, "one_step": {"snapshot": 7}}
-    save_json(cell, {"method": "distill", "rows": rows})
+    save_json(
+        cell,
+        {"rows": rows, "provenance": [{}, load_json(learner.with_name("learner.provenance.json"))]},
+    )
     assert "after 3 iterations" in purer("export", learner, "--out", out, "--cell", cell).output
     both = purer("export", learner, "--out", out, "--cell", cell, "--iteration", 3)
     assert (both.exit_code, "allowed: one of them" in both.output) == (2, True)
-    save_json(cell, {"method": "ei", "rows": rows})
+    save_json(cell, {"rows": rows, "provenance": [{"commit": "other", "stage": "meta_train"}]})
     other = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
-    assert "a cell of method ei" in other
-    save_json(cell, {"method": "pool", "rows": {"pool_features": {}}})
+    assert "chosen among those of another run" in other
+    save_json(cell, {"rows": {"pool_features": {}}, "provenance": []})
     none = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
     assert "not the file of a learner's cell" in none
 

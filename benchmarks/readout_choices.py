@@ -1,0 +1,154 @@
+"""How a pool, and a distilled learner, are read out: nearest class mean on meta-validation.
+
+    python benchmarks/readout_choices.py LEARNER_FOLDER POOL_FOLDER data/<data set>.safetensors
+
+The learner's last snapshot and its pool, 600 episodes of the meta-validation classes, 1-shot and
+5-shot. Only meta-validation classes are read. Prints a Markdown table; differences are paired.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.aggregate.results import interval
+from stages.common.architectures import channels_last
+from stages.common.dataset import ClassImages, load_split
+from stages.common.distilled import Distilled
+from stages.common.files import load_tensors
+from stages.common.learner import LearnerInfo, load_learner, snapshots
+from stages.common.pool import Teacher, load_pool
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
+from stages.meta_test.episodes import Task, fixed_tasks, right
+from stages.meta_test.nearest_class_mean import nearest
+from stages.meta_test.pool_features import readout, seen_by, side_by_side
+
+N_EPISODES, N_WAY, N_QUERY = 600, 5, 15
+BATCH = 500
+SHRINKAGE = 0.6  # of the covariance within classes, towards the identity
+
+Classes = list[Tensor]  # features (n_c, d) of each class
+Read = Callable[[Tensor], Tensor]  # normalised images (n, 3, h, w) to features (n, d)
+
+
+def learner_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes]]:
+    _, theta, info = load_learner(snapshots(folder)[-1])
+    assert info.distilled is not None
+    whole = reader(info, theta, info.distilled.readout)
+    view = [info.view.of(images) for images in data.images]
+    yield "as it was made", [whole(x) for x in view]
+    for name in info.distilled.readout:
+        alone = reader(info, theta, (name,))
+        yield f"{name} alone", [alone(x) for x in view]
+    plain = reader(info, theta, info.distilled.readout, mirror=False)
+    yield "without the mirror image", [plain(x) for x in view]
+    shifted = [sum(whole(x.roll(by, (2, 3))) for by in _shifts()) for x in view]
+    yield "mean over shifts by two pixels", [F.normalize(z, dim=1) for z in shifted]  # type: ignore[arg-type]
+    drawn = info.view.of(procedural_images(2000, info.image_size, generator(0, "centre")))
+    inverted, labels = inverted_images(folder)
+    found = whole(inverted)
+    for name, mean in (("procedural", whole(drawn).mean(0)), ("inverted", found.mean(0))):
+        yield f"centred by the mean of {name} images", [whole(x) - mean for x in view]
+    half = half_whitening(found, labels)
+    yield "half-whitened within classes of inverted images", [whole(x) @ half for x in view]
+
+
+def _shifts() -> list[tuple[int, int]]:
+    return [(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)]
+
+
+def reader(
+    info: LearnerInfo, theta: dict[str, Tensor], names: tuple[str, ...], mirror: bool = True
+) -> Read:
+    """The learner's network, read out by the blocks of these names."""
+    assert info.distilled is not None
+    form = replace(info.distilled, readout=names, mirror=mirror and info.distilled.mirror)
+    net = Distilled(info.architecture, form, info.n_way, info.image_size).eval()
+    net.load_state_dict({k: v for k, v in theta.items() if not k.startswith("head.")}, strict=False)
+
+    def read(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([net(channels_last(part)).features for part in x.split(BATCH)])
+
+    return read
+
+
+def inverted_images(folder: Path) -> tuple[Tensor, Tensor]:
+    """Those kept with the learner, as its teachers see them, and a label over all teachers."""
+    tensors, _ = load_tensors(folder / "synthetic.safetensors")
+    names = sorted(name for name in tensors if name.endswith("labels"))
+    labels, first = [], 0
+    for name in names:
+        labels.append(tensors[name] + first)
+        first = int(labels[-1].max()) + 1
+    images = [tensors[name.replace("labels", "images")] for name in names]
+    return torch.cat(images), torch.cat(labels)
+
+
+def half_whitening(features: Tensor, labels: Tensor) -> Tensor:
+    """C^(-1/4) of the shrunken covariance C within classes (d, d)."""
+    known, labels = labels.unique(return_inverse=True)
+    centres = torch.stack([features[labels == c].mean(0) for c in range(len(known))])
+    rest = features - centres[labels]
+    within = rest.T @ rest
+    within = within / within.trace() * len(within)
+    shrunken = (1 - SHRINKAGE) * within + SHRINKAGE * torch.eye(len(within))
+    values, vectors = torch.linalg.eigh(shrunken)
+    half: Tensor = vectors @ torch.diag(values**-0.25) @ vectors.T
+    return half
+
+
+def pool_rows(pool: list[Teacher], data: ClassImages) -> Iterator[tuple[str, Classes]]:
+    seen = [seen_by(teacher, [data], "float32", "cpu") for teacher in pool]
+    (features,) = side_by_side([one.features for one in seen])
+    yield "features", features
+    (words,) = side_by_side([one.log_probabilities for one in seen])
+    yield "log-probabilities", words
+    ratios = [
+        [[z - z.mean(1, keepdim=True) for z in part] for part in one.log_probabilities]
+        for one in seen
+    ]
+    yield "log-ratios", side_by_side(ratios)[0]
+    yield "features and log-ratios, mirrored too", readout(seen)[0]
+
+
+def accuracies(classes: Classes, tasks: list[Task]) -> Tensor:
+    """Percent of each episode, by the cosine to class means."""
+    labels = []
+    for task in tasks:
+        index = task.episode
+        chosen = list(zip(index.classes.tolist(), index.support, index.query, strict=True))
+        support = torch.cat([classes[c][s] for c, s, _ in chosen])
+        query = torch.cat([classes[c][q] for c, _, q in chosen])
+        labels.append(nearest(support, query, N_WAY, "cosine"))
+    return 100 * right(torch.stack(labels), tasks).double().mean(1)
+
+
+def main(learner: Path, pool: Path, data_file: Path) -> None:
+    data = load_split(data_file, "val")
+    tasks = {n: fixed_tasks([data], "val", N_EPISODES, N_WAY, n, N_QUERY) for n in (1, 5)}
+    print(f"{learner.name}, {N_EPISODES} meta-val episodes; minus the first of its kind, paired\n")
+    print("| network | read out by | 1-shot | minus the first | 5-shot | minus the first |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    kinds = {"learner": learner_rows(learner, data), "pool": pool_rows(load_pool(pool), data)}
+    for kind, rows in kinds.items():
+        base: dict[int, Tensor] = {}
+        for name, classes in rows:
+            words = []
+            for n_shot, own in tasks.items():
+                found = accuracies(classes, own)
+                more = (found - base.setdefault(n_shot, found)).numpy()
+                words.append(f"{found.mean():.2f} ± {interval(found.numpy()):.2f}")
+                words.append(f"{more.mean():+.2f} ± {interval(more):.2f}")
+            print(f"| {kind} | {name} | {' | '.join(words)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))
