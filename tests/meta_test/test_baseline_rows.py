@@ -390,7 +390,7 @@ def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
     message = str(refusal.value)
     assert "\n" not in message
     assert "c.safetensors: its architecture is 'conv4_64'" in message
-    assert "that of a.safetensors 'conv4'" in message
+    assert "that of iteration-a.safetensors 'conv4'" in message
     (tmp_path / "snapshots" / "iteration-c.safetensors").unlink()
     models = evaluate.load_snapshots(tmp_path, "cpu")
     assert [model.info.iteration for model in models] == [10, 20]
