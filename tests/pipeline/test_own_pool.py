@@ -116,13 +116,15 @@ def meta_test(folder: Path, method: str, learner: Path | None) -> Path:
 def test_from_checkpoints_to_predictions(project: Path) -> None:
     assert "3 teachers, 6 classes" in purer(project, "pool", "show", "models/own")
     learner = meta_train(project, "distill")
-    cell = load_cell(meta_test(project, "distill", learner))
+    metrics = meta_test(project, "distill", learner)
+    cell = load_cell(metrics)
     assert cell.datasets == ["none"]
     assert cell.data_used.startswith("none, but a hand-made image prior")
     assert set(cell.rows) == {"one_step", "icfil", "nearest_class_mean", "linear_probe"}
     assert "inductive" in cell.rows["nearest_class_mean"].protocol
 
-    purer(project, "export", learner, "--out", "learner.safetensors")
+    said = purer(project, "export", learner, "--out", "learner.safetensors", "--cell", metrics)
+    assert f"after {cell.rows['nearest_class_mean'].snapshot} iterations" in said
     stream = generator(0, "unseen")
     for name, classes in (("support", [0, 3]), ("new", [0, 3])):
         pixels = images_of(classes, 5, stream)
