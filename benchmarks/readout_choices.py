@@ -20,15 +20,14 @@ from torch import Tensor
 from stages.aggregate.results import interval
 from stages.common.architectures import channels_last
 from stages.common.dataset import ClassImages, load_split
-from stages.common.distilled import Distilled
+from stages.common.distilled import Distilled, log_ratios
 from stages.common.files import load_tensors
 from stages.common.learner import LearnerInfo, load_learner, snapshots
 from stages.common.pool import Teacher, load_pool
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.meta_test.episodes import Task, fixed_tasks, right
-from stages.meta_test.nearest_class_mean import nearest
-from stages.meta_test.pool_features import readout, seen_by, side_by_side
+from stages.meta_test.pool_features import by_means, readout, seen_by, side_by_side
 
 N_EPISODES, N_WAY, N_QUERY = 600, 5, 15
 BATCH = 500
@@ -112,7 +111,7 @@ def pool_rows(pool: list[Teacher], data: ClassImages) -> Iterator[tuple[str, Cla
     (words,) = side_by_side([one.log_probabilities for one in seen])
     yield "log-probabilities", words
     ratios = [
-        [[z - z.mean(1, keepdim=True) for z in part] for part in one.log_probabilities]
+        [[log_ratios(z, [z.shape[1]]) for z in part] for part in one.log_probabilities]
         for one in seen
     ]
     yield "log-ratios", side_by_side(ratios)[0]
@@ -121,14 +120,7 @@ def pool_rows(pool: list[Teacher], data: ClassImages) -> Iterator[tuple[str, Cla
 
 def accuracies(classes: Classes, tasks: list[Task]) -> Tensor:
     """Percent of each episode, by the cosine to class means."""
-    labels = []
-    for task in tasks:
-        index = task.episode
-        chosen = list(zip(index.classes.tolist(), index.support, index.query, strict=True))
-        support = torch.cat([classes[c][s] for c, s, _ in chosen])
-        query = torch.cat([classes[c][q] for c, _, q in chosen])
-        labels.append(nearest(support, query, N_WAY, "cosine"))
-    return 100 * right(torch.stack(labels), tasks).double().mean(1)
+    return 100 * right(by_means([classes], tasks, "cosine"), tasks).double().mean(1)
 
 
 def main(learner: Path, pool: Path, data_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -60,18 +61,19 @@ def meta_test(
     load_manifest(pool)  # a wrong pool is refused before minutes of evaluation
     start = time.monotonic()
     shape = (n_way, n_shot, given["n_query"])
+    teachers = functools.cache(lambda: load_pool(pool, device))  # read where needed, once
 
     def tasks(split: Split, n_episodes: int) -> Tasks:
         if data:
             return _tasks(load_splits(data, split), split, n_episodes, shape)
-        made = pseudo_classes(load_pool(pool, device), split, settings.pseudo, device)
+        made = pseudo_classes(teachers(), split, settings.pseudo, device)
         return _tasks([made], split, n_episodes, shape)
 
     test = tasks("test", settings.n_episodes)
     content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
     rows: dict[str, Row]
     if learner is None:
-        rows = evaluate.judge_pool(load_pool(pool, device), test, settings, device)
+        rows = evaluate.judge_pool(teachers(), test, settings, device)
     else:
         models = evaluate.load_snapshots(learner, device)
         if models[0].info.n_way != n_way:
@@ -88,8 +90,7 @@ def meta_test(
         synthetic = learner / "synthetic.safetensors"
         if synthetic.exists() and data:
             train = load_splits(data, "train")
-            teachers = load_pool(pool, device)
-            content["similarity"] = similarity(synthetic, teachers, train, settings)
+            content["similarity"] = similarity(synthetic, teachers(), train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
     content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
     with written_whole(out) as temporary:

@@ -106,11 +106,11 @@ def predict_by_pool(
     metric = params.nearest_class_mean.metric
     each = [one.features for one in seen]
     together = side_by_side(each)
-    yield "single_teacher", torch.stack([_by_means(b, tasks, metric) for b in each])
-    yield "pool_features", _by_means(together, tasks, metric)
+    yield "single_teacher", torch.stack([by_means(b, tasks, metric) for b in each])
+    yield "pool_features", by_means(together, tasks, metric)
     words = side_by_side([one.log_probabilities for one in seen])
-    yield "pool_log_probabilities", _by_means(words, tasks, metric)
-    yield "pool_readout", _by_means(readout(seen), tasks, metric)
+    yield "pool_log_probabilities", by_means(words, tasks, metric)
+    yield "pool_readout", by_means(readout(seen), tasks, metric)
     yield "single_teacher_probe", torch.stack([_by_probe(b, tasks, params) for b in each])
     yield "pool_probe", _by_probe(together, tasks, params)
 
@@ -123,7 +123,8 @@ def protocol(row: str, params: MetaTest) -> str:
     return f"no step, {params.nearest_class_mean.metric}, {mode}"
 
 
-def _by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:
+def by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:
+    """Labels (e, n_way * n_query) by nearest class mean."""
     n_way = len(tasks[0].episode.classes)
     return torch.cat([nearest(s, q, n_way, metric) for s, q in _gathered(blocks, tasks)])
 

@@ -78,7 +78,9 @@ def test_eci_trains_on_from_there(start: Path, pool: list[Teacher]) -> None:
 
 
 def test_a_start_that_is_none_is_refused(start: Path, pool: list[Teacher], tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="not a learner"):
+    with pytest.raises(
+        BadInput, match=r"nowhere: no snapshots/.* not a learner; meta_train makes one"
+    ):
         distilled(pool, setting(pool, tmp_path / "nowhere"))
     with pytest.raises(BadInput, match=r"a conv4 for 16 pixels .* a distilled conv4_64 for 16"):
         distilled(pool, setting(pool, start, architecture="conv4_64"))

@@ -114,7 +114,7 @@ def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere",), "not a learner"),
+        (("nowhere",), "not a learner; meta_train makes one"),
         (("learner", "--iteration", 5), "no snapshot after 5 iterations; there are: 3, 7"),
     ],
 )
