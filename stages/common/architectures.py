@@ -170,6 +170,12 @@ def batch_moments(bn_inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return moments
 
 
+def at(precision: str, device: str) -> torch.autocast:
+    """The context in which networks compute at `precision`."""
+    half = precision == "bfloat16"
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half)
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """The same values; image batches and kernels laid out channels-last.
 

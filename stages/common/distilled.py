@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from stages.common.architectures import Output, build
 
+DIRECTIONS = 128  # of the readout that its metric may change; more made no difference (README)
+
 
 @dataclass(frozen=True)
 class DistilledForm:
@@ -34,8 +36,15 @@ class Distilled(nn.Module):
         projection           what the body takes the teachers' features to be (p)
         log_ratios           of every teacher's class probabilities to their geometric mean (k)
 
+    Side by side they are weighed by the metric of stages/meta_train/readout_metric.py, whose
+    `damped` and `amplified` (n_features, DIRECTIONS) are zero until it is known, and keep their
+    length.
+
     The head starts at zero: one gradient step from there is a classifier by class means.
     """
+
+    damped: Tensor
+    amplified: Tensor
 
     def __init__(self, architecture: str, form: DistilledForm, n_way: int, image_size: int) -> None:
         super().__init__()
@@ -49,6 +58,8 @@ class Distilled(nn.Module):
             "log_ratios": sum(form.heads),
         }
         self.n_features = sum(sizes[name] for name in form.readout)
+        for name in ("damped", "amplified"):
+            self.register_buffer(name, torch.zeros(self.n_features, DIRECTIONS))
         self.head = nn.Linear(self.n_features, n_way)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -63,6 +74,9 @@ class Distilled(nn.Module):
         }
         seen = [self._unit(blocks[name]) for name in self.form.readout]
         features = torch.cat(seen, 1)
+        features = features - (features @ self.damped) @ self.damped.T
+        features = features + (features @ self.amplified) @ self.amplified.T
+        features = len(seen) ** 0.5 * F.normalize(features, dim=1)
         return Output(self.head(features), features, output.bn_inputs)
 
     def _unit(self, block: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 Architecture = Literal["conv4", "conv4_64", "resnet10", "resnet18"]
-
+Precision = Literal["float32", "bfloat16"]  # of a forward pass
 
 MetaLearner = Literal["maml", "anil", "protonet"]
 
@@ -71,4 +71,5 @@ class NaturalInversion(Section):
 
     lr: PositiveFloat
     max_roll: NonNegativeInt
+    precision: Precision
     weights: InversionWeights

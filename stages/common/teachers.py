@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stages.common.architectures import bn_layers, channels_last
+from stages.common.architectures import Output, at, bn_layers, channels_last
 from stages.common.inversion import InversionLoss, inversion_loss
 from stages.common.networks import Foreign
 from stages.common.params import InversionWeights
@@ -29,6 +29,7 @@ def teacher_losses(
     pool: Sequence[Teacher],
     weights: InversionWeights,
     compiler: Callable[[int], Callable[[Any], Any]],
+    precision: str = "float32",
 ) -> list[tuple[State, TeacherLoss]]:
     """State and L_inv of every teacher; teachers of one form share a function of the state.
 
@@ -38,23 +39,32 @@ def teacher_losses(
     losses: dict[Form, TeacherLoss] = {}
     for teacher, own in zip(pool, forms, strict=True):
         if own not in losses:
-            loss = teacher_loss(teacher.net, weights)
+            loss = teacher_loss(teacher.net, weights, precision)
             # A network from elsewhere is read by hooks, at which compilation would stop.
             foreign = isinstance(teacher.net, Foreign)
             losses[own] = loss if foreign else compiler(forms.count(own))(loss)
     return [(_state(teacher), losses[own]) for teacher, own in zip(pool, forms, strict=True)]
 
 
-def teacher_loss(net: nn.Module, weights: InversionWeights) -> TeacherLoss:
+def teacher_loss(
+    net: nn.Module, weights: InversionWeights, precision: str = "float32"
+) -> TeacherLoss:
     """L_inv as a function of (a state, x, y), for every network that differs in its state only.
 
-    A network without BatchNorm has no BN-statistics term.
+    A network without BatchNorm has no BN-statistics term. `precision` is the forward pass's; what
+    the loss makes of its outputs is exact, above all the moments of the BatchNorm inputs.
     """
     names = [name for name, _ in bn_layers(net)]
 
     def loss(state: State, x: Tensor, y: Tensor) -> InversionLoss:
         reference = [(state[f"{n}.running_mean"], state[f"{n}.running_var"]) for n in names]
-        return inversion_loss(functional_call(net, state, (x,)), x, y, reference, weights)
+        with at(precision, x.device.type):
+            output: Output = functional_call(net, state, (x,))
+        if precision != "float32":
+            output = Output(
+                output.logits.float(), output.features, [z.float() for z in output.bn_inputs]
+            )
+        return inversion_loss(output, x, y, reference, weights)
 
     return loss
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.common.params import InversionWeights, NaturalInversion, Section
+from stages.common.params import InversionWeights, NaturalInversion, Precision, Section
 
 _ALL = frozenset({"maml", "anil", "protonet", "none", "distilled"})
 # The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
@@ -78,7 +78,7 @@ class TunedSteps(Section):
 
 
 class Pool(Section):
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
 
 
 class Pseudo(Section):

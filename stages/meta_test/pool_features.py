@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common.architectures import channels_last
+from stages.common.architectures import at, channels_last
 from stages.common.dataset import ClassImages
 from stages.common.distilled import log_ratios
 from stages.common.pool import Teacher
@@ -59,12 +59,6 @@ def _of_a_class(teacher: Teacher, images: Tensor, device: str) -> tuple[Tensor, 
         ratios = log_ratios((logits + logits_mirrored) / 2, [logits.shape[1]])
         batches.append((z, logits.log_softmax(1), (z + z_mirrored) / 2, ratios))
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-
-
-def at(precision: str, device: str) -> torch.autocast:
-    """The context in which networks compute at `precision`."""
-    half = precision == "bfloat16"
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half)
 
 
 def side_by_side(blocks: Sequence[Blocks]) -> Blocks:

@@ -36,6 +36,7 @@ def pseudo_classes(
         pool,
         params.inversion.weights,
         lambda n: compiler("auto", n * steps * sum(batches) // len(pool), device),
+        params.inversion.precision,
     )
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:

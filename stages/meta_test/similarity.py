@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common.architectures import channels_last
+from stages.common.architectures import at, channels_last
 from stages.common.dataset import ClassImages
 from stages.common.files import load_tensors
 from stages.common.pool import Teacher, TeacherInfo
 from stages.interface.errors import BadInput
 from stages.meta_test.params import MetaTest
-from stages.meta_test.pool_features import at
 
 
 def similarity(

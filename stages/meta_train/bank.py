@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.common.architectures import channels_last
+from stages.common.architectures import at, channels_last
 from stages.common.dataset import Normalisation, resized
 from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
+from stages.meta_train.principal import principal_directions
 
 BATCH = 500  # images that a teacher sees together
 PCA_IMAGES = 8192  # images that the principal components are computed from
@@ -130,9 +131,8 @@ def _seen(
 
     Each is the mean over an image and its mirror image: such a pool is a better one (README).
     """
-    half = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bfloat16")
     logits, features = [], []
-    with torch.inference_mode(), half:
+    with torch.inference_mode(), at(precision, device):
         for teacher in pool:
             x = channels_last(teacher.info.view.of(pixels.to(device)))
             outputs = [teacher.net(seen) for seen in (x, channels_last(x.flip(3)))]
@@ -157,15 +157,9 @@ class PrincipalComponents(NamedTuple):
         """Of a sample (m, D); p is `n_components`, or D or m if they are fewer."""
         mean, deviation = sample.mean(0), sample.std(0)
         standard = (sample - mean) / (deviation + 1e-6)
-        p = min(n_components, *sample.shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of the random start of the iteration below
-            _, singular, directions = torch.svd_lowrank(
-                standard, q=min(p + 16, *sample.shape), niter=4
-            )
-        variance = singular[:p].square() / len(sample)
+        variance, directions = principal_directions(standard, n_components)
         scale = variance.pow(-0.25) / variance.sqrt().mean().sqrt()
-        return PrincipalComponents(mean, directions[:, :p] * scale / (deviation[:, None] + 1e-6))
+        return PrincipalComponents(mean, directions * scale / (deviation[:, None] + 1e-6))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) @ self.matrix

@@ -3,6 +3,7 @@
 1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
 2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
 3. the student learns what they say                                   (distillation_loss.py)
+4. its readout weighs what tells classes apart                           (readout_metric.py)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from stages.common.architectures import channels_last
+from stages.common.architectures import at, channels_last
 from stages.common.compiling import compiler
 from stages.common.distilled import Distilled, DistilledForm
 from stages.common.files import load_tensors, save_tensors
@@ -26,12 +27,13 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.progress import Reporter
-from stages.meta_train.bank import Bank, fill, plain_images
+from stages.meta_train.bank import BATCH, Bank, fill, plain_images
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
+from stages.meta_train.readout_metric import ReadoutMetric, readout_metric
 
-SHOWN = 20  # inverted images of a class that are kept in the learner's folder
+SHOWN = 20  # inverted images of a class that make the metric, and are kept with the learner
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 
 
@@ -112,8 +114,7 @@ class DistillRun:
         return channels_last(torch.where(mirrored, x.flip(3), x).roll(roll, (2, 3)))
 
     def _terms(self, x: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Terms:
-        half = self._shared.precision == "bfloat16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with at(self._shared.precision, x.device.type):
             output = self._student.body(x)
             projected = self._student.projection(output.features)
         return distillation_terms(
@@ -137,7 +138,8 @@ class DistillRun:
         def compiled(n_teachers: int) -> Callable[..., Callable[..., object]]:
             return compiler(self._shared.compile, n_teachers * steps, self._setting.device)
 
-        losses = teacher_losses(self._pool, self._shared.inversion.weights, compiled)
+        inversion = self._shared.inversion
+        losses = teacher_losses(self._pool, inversion.weights, compiled, inversion.precision)
         images = []
         with Reporter("inversion", steps * len(self._pool)) as report:
             for i, (teacher, (state, loss)) in enumerate(zip(self._pool, losses, strict=True)):
@@ -149,7 +151,7 @@ class DistillRun:
                         loss,
                         self._wanted(i),
                         self._own.inversion,
-                        self._shared.inversion,
+                        inversion,
                         self._budget.inversion_steps,
                         self._stream("inversion", i),
                         self._setting.device,
@@ -207,16 +209,42 @@ class DistillRun:
         return {name: recent(records, name) for name in Terms._fields}
 
     def snapshot(self) -> dict[str, Tensor]:
-        return {name: t.detach().clone() for name, t in self._student.state_dict().items()}
+        state = {name: t.detach().clone() for name, t in self._student.state_dict().items()}
+        shown = self._shown()
+        if shown:
+            state |= self._metric(shown)._asdict()
+        return state
 
-    def synthetic(self) -> list[tuple[Tensor, Tensor]]:
-        """The first of the inverted images, as their teachers see them."""
+    def _metric(self, shown: Sequence[Labelled]) -> ReadoutMetric:
+        """Of the student as it is, by the classes of the images shown."""
+        first = torch.tensor([0, *self._heads]).cumsum(0).tolist()
+        labels = torch.cat([part.labels + n for part, n in zip(shown, first, strict=False)])
+        self._student.eval()
+        with torch.no_grad():
+            readouts = [
+                self._student(self._setting.view.of(images.to(self._setting.device))).features
+                for part in shown
+                for images in part.images.split(BATCH)
+            ]
+        self._student.train()
+        return readout_metric(
+            torch.cat(readouts), labels.to(self._setting.device), self._shared.metric
+        )
+
+    def _shown(self) -> list[Labelled]:
+        """The first of the inverted images of every class, in order of their labels."""
         found = []
         for teacher, (images, labels) in zip(self._pool, self._inverted, strict=False):
             order = labels[: SHOWN * len(teacher.info.class_ids)].argsort(stable=True)
-            x = teacher.info.normalisation.apply(images[order])
-            found.append((x, labels[order]))
+            found.append(Labelled(images[order], labels[order]))
         return found
+
+    def synthetic(self) -> list[tuple[Tensor, Tensor]]:
+        """The first of the inverted images, as their teachers see them."""
+        return [
+            (teacher.info.normalisation.apply(images), labels)
+            for teacher, (images, labels) in zip(self._pool, self._shown(), strict=False)
+        ]
 
     def state(self) -> dict[str, Tensor]:
         buffers = {f"buffer.{name}": b for name, b in self._student.named_buffers()}

@@ -18,6 +18,7 @@ from stages.common.params import (
     InversionWeights,
     MetaLearner,
     NaturalInversion,
+    Precision,
     Section,
 )
 
@@ -62,6 +63,14 @@ class Dro(Section):
     support_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Metric(Section):
+    """How the readout weighs its directions (stages/meta_train/readout_metric.py)."""
+
+    strength: NonNegativeFloat
+    within: NonNegativeFloat
+    between: NonNegativeFloat
+
+
 class Distillation(Section):
     """What distill and its ablations share (METHODS 5)."""
 
@@ -72,10 +81,11 @@ class Distillation(Section):
     weight_decay: NonNegativeFloat
     batch_size: Annotated[int, Field(ge=2)]
     max_roll: NonNegativeInt
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     compile: Literal["auto", "never", "always"]
     readout: str  # of READOUTS, joined by "+"
     mirror: bool
+    metric: Metric
 
     @field_validator("readout")
     @classmethod

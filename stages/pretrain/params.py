@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from stages.common.params import Section
+from stages.common.params import Precision, Section
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -32,7 +32,7 @@ class Pretrain(Section):
     train_fraction: Fraction
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     max_grad_norm: PositiveFloat
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     optimizers: Optimizers
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.common.architectures import build
+from stages.common.architectures import at, build
 from stages.common.seeds import derive
 from stages.pretrain.params import Optimizer, Pretrain, PretrainBudget
 
@@ -113,7 +113,7 @@ def _train_epoch(
         if len(batch) == 1:
             continue  # BatchNorm has no variance of one image
         optimizer.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bfloat16"):
+        with at(params.precision, x.device.type):
             logits = net(x[batch]).logits
         loss = F.cross_entropy(logits.float(), y[batch])
         loss.backward()

@@ -51,6 +51,19 @@ def test_features_are_blocks_of_unit_length_side_by_side() -> None:
         assert torch.allclose(block.norm(dim=1), torch.ones(6))
 
 
+def test_the_metric_weighs_directions_and_keeps_the_length() -> None:
+    net, x = network(), images(6)
+    plain = net(x).features
+    stream = generator(0, "metric")
+    net.damped[:, :2] = 0.3 * torch.randn(42, 2, generator=stream)
+    net.amplified[:, :2] = 0.3 * torch.randn(42, 2, generator=stream)
+    identity = torch.eye(42)
+    matrix = (identity - net.damped @ net.damped.T) @ (identity + net.amplified @ net.amplified.T)
+    features = net(x).features
+    assert torch.allclose(features, 3**0.5 * F.normalize(plain @ matrix, dim=1), atol=1e-5)
+    assert not torch.allclose(features, plain, atol=0.1)
+
+
 def test_an_image_and_its_mirror_image_are_one() -> None:
     net, x = network(), images(6)
     assert torch.allclose(net(x).features, net(x.flip(3)).features, atol=1e-6)

@@ -96,6 +96,29 @@ def test_compiled_equals_eager(double: None) -> None:
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
+def test_half_precision_is_the_forward_pass_alone() -> None:
+    """Moments and terms are those of the half-precise outputs, computed exactly."""
+    net = _teacher()
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    x, y = torch.randn(8, 3, 16, 16, requires_grad=True), torch.arange(8) % 3
+    found = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS, "bfloat16")(state, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(x)
+    assert output.logits.dtype == torch.bfloat16
+    seen = [z.detach().double() for z in output.bn_inputs]
+    reference = [(layer.running_mean, layer.running_var) for _, layer in bn_layers(net)]
+    moments = [(z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)) for z in seen]
+    distance = bn_statistics_distance(moments, reference)
+    assert found.total.dtype == torch.float32
+    assert found.bn_statistics.item() == pytest.approx(distance.item(), rel=1e-4)
+    expected = F.cross_entropy(output.logits.float(), y)
+    assert found.cross_entropy.item() == pytest.approx(expected.item(), rel=1e-5)
+    exact = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS)(state, x, y)
+    assert found.total.item() != exact.total.item()
+    (near,), (right,) = (torch.autograd.grad(loss.total, x) for loss in (found, exact))
+    assert F.cosine_similarity(near.flatten(), right.flatten(), dim=0) > 0.99
+
+
 def test_without_reference_there_is_no_bn_term() -> None:
     net = _teacher()
     x, y = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2])

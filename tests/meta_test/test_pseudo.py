@@ -19,7 +19,10 @@ PARAMS = Pseudo(
     images_per_class=6,
     inversion_steps=2,
     inversion=NaturalInversion(
-        lr=0.05, max_roll=1, weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.01)
+        lr=0.05,
+        max_roll=1,
+        precision="float32",
+        weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.01),
     ),
 )
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.common.architectures import bn_layers, build
+from stages.common.distilled import Distilled
 from stages.common.natural_inversion import Labelled, invert
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, TeacherInfo, load_pool
@@ -22,12 +23,16 @@ from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import DistillationBudget, DistillWeights
+from stages.meta_train.readout_metric import readout_metric
 from tests.conftest import ROOT, random_state, teacher_info
 
 PARAMS = load(ROOT / "params.yaml")
 WANTED = torch.arange(30) % 3  # labels
 INVERSION = NaturalInversion(
-    lr=0.1, max_roll=1, weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.3)
+    lr=0.1,
+    max_roll=1,
+    precision="float32",
+    weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.3),
 )
 
 
@@ -302,6 +307,34 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_p
     assert records == expected
     for name, tensor in whole.snapshot().items():
         assert torch.equal(tensor, second.snapshot()[name]), name
+
+
+def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path: Path) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work")
+    made.step(0)
+    before = {name: t.clone() for name, t in made._student.state_dict().items()}
+    kept = made.snapshot()
+    # The images shown, as the learner sees them, labelled by the outputs of all teachers.
+    shown = made.synthetic()
+    x = torch.cat([images for images, _ in shown])
+    labels = torch.cat([own + 3 * i for i, (_, own) in enumerate(shown)])
+    plain = Distilled("conv4", made.distilled, 3, 16).eval()
+    plain.load_state_dict(kept | {name: 0 * kept[name] for name in ("damped", "amplified")})
+    metric = PARAMS.meta_train.distillation.metric
+    expected = readout_metric(plain(x).features.detach(), labels, metric)
+    for name, tensor in expected._asdict().items():
+        assert tensor.any()
+        assert torch.allclose(kept[name] @ kept[name].T, tensor @ tensor.T, atol=1e-5)
+    # Training goes on as if nothing had been kept.
+    assert made._student.training
+    for name, tensor in made._student.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_without_inverted_images_there_is_no_metric(tiny_pool: Path, tmp_path: Path) -> None:
+    kept = run(load_pool(tiny_pool), tmp_path / "work", "distill_procedural").snapshot()
+    assert not kept["damped"].any()
+    assert not kept["amplified"].any()
 
 
 @pytest.mark.parametrize(
