@@ -31,7 +31,7 @@ from stages.meta_test.pool_features import by_means, readout, seen_by, side_by_s
 
 N_EPISODES, N_WAY, N_QUERY = 600, 5, 15
 BATCH = 500
-SHRINKAGE = 0.6  # of the covariance within classes, towards the identity
+METRIC = ("damped", "amplified")
 
 Classes = list[Tensor]  # features (n_c, d) of each class
 Read = Callable[[Tensor], Tensor]  # normalised images (n, 3, h, w) to features (n, d)
@@ -40,23 +40,28 @@ Read = Callable[[Tensor], Tensor]  # normalised images (n, 3, h, w) to features 
 def learner_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes]]:
     _, theta, info = load_learner(snapshots(folder)[-1])
     assert info.distilled is not None
-    whole = reader(info, theta, info.distilled.readout)
+    names = info.distilled.readout
+    whole = reader(info, theta, names)
     view = [info.view.of(images) for images in data.images]
     yield "as it was made", [whole(x) for x in view]
-    for name in info.distilled.readout:
-        alone = reader(info, theta, (name,))
-        yield f"{name} alone", [alone(x) for x in view]
-    plain = reader(info, theta, info.distilled.readout, mirror=False)
+    for title, kept in (
+        ("without its metric", ()),
+        ("damped within classes only", ("damped",)),
+        ("amplified between classes only", ("amplified",)),
+    ):
+        other = reader(info, theta, names, metric=kept)
+        yield title, [other(x) for x in view]
+    for name in names:
+        alone = reader(info, theta, (name,), metric=())
+        yield f"{name} alone, without metric", [alone(x) for x in view]
+    plain = reader(info, theta, names, mirror=False)
     yield "without the mirror image", [plain(x) for x in view]
     shifted = [sum(whole(x.roll(by, (2, 3))) for by in _shifts()) for x in view]
     yield "mean over shifts by two pixels", [F.normalize(z, dim=1) for z in shifted]  # type: ignore[arg-type]
     drawn = info.view.of(procedural_images(2000, info.image_size, generator(0, "centre")))
-    inverted, labels = inverted_images(folder)
-    found = whole(inverted)
-    for name, mean in (("procedural", whole(drawn).mean(0)), ("inverted", found.mean(0))):
+    inverted = whole(inverted_images(folder))
+    for name, mean in (("procedural", whole(drawn).mean(0)), ("inverted", inverted.mean(0))):
         yield f"centred by the mean of {name} images", [whole(x) - mean for x in view]
-    half = half_whitening(found, labels)
-    yield "half-whitened within classes of inverted images", [whole(x) @ half for x in view]
 
 
 def _shifts() -> list[tuple[int, int]]:
@@ -64,13 +69,18 @@ def _shifts() -> list[tuple[int, int]]:
 
 
 def reader(
-    info: LearnerInfo, theta: dict[str, Tensor], names: tuple[str, ...], mirror: bool = True
+    info: LearnerInfo,
+    theta: dict[str, Tensor],
+    names: tuple[str, ...],
+    mirror: bool = True,
+    metric: tuple[str, ...] = METRIC,
 ) -> Read:
-    """The learner's network, read out by the blocks of these names."""
+    """The learner's network, read out by these blocks and with these parts of its metric."""
     assert info.distilled is not None
     form = replace(info.distilled, readout=names, mirror=mirror and info.distilled.mirror)
     net = Distilled(info.architecture, form, info.n_way, info.image_size).eval()
-    net.load_state_dict({k: v for k, v in theta.items() if not k.startswith("head.")}, strict=False)
+    left_out = {"head.weight", "head.bias", *METRIC} - set(metric)
+    net.load_state_dict({k: v for k, v in theta.items() if k not in left_out}, strict=False)
 
     def read(x: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -79,29 +89,10 @@ def reader(
     return read
 
 
-def inverted_images(folder: Path) -> tuple[Tensor, Tensor]:
-    """Those kept with the learner, as its teachers see them, and a label over all teachers."""
+def inverted_images(folder: Path) -> Tensor:
+    """Those kept with the learner, as its teachers see them."""
     tensors, _ = load_tensors(folder / "synthetic.safetensors")
-    names = sorted(name for name in tensors if name.endswith("labels"))
-    labels, first = [], 0
-    for name in names:
-        labels.append(tensors[name] + first)
-        first = int(labels[-1].max()) + 1
-    images = [tensors[name.replace("labels", "images")] for name in names]
-    return torch.cat(images), torch.cat(labels)
-
-
-def half_whitening(features: Tensor, labels: Tensor) -> Tensor:
-    """C^(-1/4) of the shrunken covariance C within classes (d, d)."""
-    known, labels = labels.unique(return_inverse=True)
-    centres = torch.stack([features[labels == c].mean(0) for c in range(len(known))])
-    rest = features - centres[labels]
-    within = rest.T @ rest
-    within = within / within.trace() * len(within)
-    shrunken = (1 - SHRINKAGE) * within + SHRINKAGE * torch.eye(len(within))
-    values, vectors = torch.linalg.eigh(shrunken)
-    half: Tensor = vectors @ torch.diag(values**-0.25) @ vectors.T
-    return half
+    return torch.cat([images for name, images in tensors.items() if name.endswith("images")])
 
 
 def pool_rows(pool: list[Teacher], data: ClassImages) -> Iterator[tuple[str, Classes]]:
