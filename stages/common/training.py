@@ -11,7 +11,7 @@ from stages.common.dataset import View
 from stages.common.files import save_table, written_whole
 from stages.common.learner import LearnerInfo
 from stages.common.loop import Run, meta_train
-from stages.interface.provenance import Stopwatch, save_provenance
+from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
 from stages.interface.work import work_folder
 
 
@@ -67,7 +67,7 @@ def train_and_save(
             save_table(temporary / "history.parquet", history)
             also(temporary, run)
         save_provenance(
-            out.with_name(f"{out.name}.provenance.json"),
+            provenance_of(out),
             watch.seconds,
             device,
             seed=seed,

@@ -40,6 +40,11 @@ class Stopwatch:
         save_json(self._path, self.seconds)
 
 
+def provenance_of(folder: Path) -> Path:
+    """Where the provenance of a pool or learner stands: beside its folder, which others hash."""
+    return folder.with_name(f"{folder.name}.provenance.json")
+
+
 def save_provenance(path: Path, seconds: float, device: str, **more: Any) -> None:
     """Write the provenance of one stage's outputs: time and place, which differ each run."""
     import torch

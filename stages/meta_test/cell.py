@@ -18,7 +18,7 @@ import pandas as pd
 
 from stages.common.files import load_json, load_table, save_table, written_whole
 from stages.interface.errors import BadInput
-from stages.interface.provenance import NO_DATA
+from stages.interface.provenance import NO_DATA, provenance_of
 from stages.meta_test.evaluate import Row, Tasks
 
 KEY = re.compile(
@@ -97,7 +97,7 @@ def save_cell(
 
 def _provenance(folder: Path) -> dict[str, Any]:
     """What stands beside a folder of pretrain, meta_train or data_based."""
-    content: dict[str, Any] = load_json(folder.with_name(f"{folder.name}.provenance.json"))
+    content: dict[str, Any] = load_json(provenance_of(folder))
     return content
 
 

@@ -35,6 +35,7 @@ from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_train.params import Dro
+from stages.meta_train.starts import require_equal
 
 
 class DroRun:
@@ -54,7 +55,11 @@ class DroRun:
         seed: int,
         device: str,
     ) -> None:
-        _require_equal(pool, (architecture, n_way, image_size))
+        if len(pool) < 2:
+            raise BadInput(
+                f"dro: {len(pool)} teacher cannot be divided into S and Q; allowed: from 2"
+            )
+        require_equal(pool, (architecture, n_way, image_size), "dro")
         self.architecture, self._params, self._seed = architecture, params, seed
         self._targets = torch.stack([flat(dict(t.net.named_parameters())) for t in pool]).to(device)
         start = initial_theta(architecture, n_way, image_size, self._stream("initialisation"))
@@ -138,15 +143,3 @@ class DroRun:
 def flat(theta: Theta) -> Tensor:
     """All parameters in their order, as one vector (p,)."""
     return torch.cat([p.detach().flatten() for p in theta.values()])
-
-
-def _require_equal(pool: Sequence[Teacher], learner: tuple[str, int, int]) -> None:
-    if len(pool) < 2:
-        raise BadInput(f"dro: {len(pool)} teacher cannot be divided into S and Q; allowed: from 2")
-    for i, teacher in enumerate(pool):
-        found = (teacher.info.architecture, teacher.info.n_outputs, teacher.info.image_size)
-        if found != learner:
-            raise BadInput(
-                "dro: teacher {} is a {} with {} outputs for {} pixels, the learner a {} with {}"
-                " for {}; allowed: teachers of the learner's shape".format(i, *found, *learner)
-            )

@@ -83,9 +83,7 @@ def _prior(own: Any) -> str:
 
 def _dro(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
     from stages.meta_train.dro import DroRun
-    from stages.meta_train.starts import require_equal
 
-    require_equal(pool, setting, "dro")
     return DroRun(
         pool,
         setting.architecture,

@@ -30,11 +30,15 @@ from stages.interface.errors import BadInput
 def fuse(pool: Sequence[Teacher], reference: int) -> Theta:
     """Mean of the teachers' parameters, each teacher's units in the order of teacher `reference`.
 
-    Raises BadInput unless all teachers are of one Conv4 architecture, head and image size. A
-    ResNet's shortcuts tie the units of all blocks of a stage to one order, which these
-    layer-by-layer assignments cannot give.
+    Teachers of one form. Raises BadInput if they are no Conv4s: a ResNet's shortcuts tie the units
+    of all blocks of a stage to one order, which these layer-by-layer assignments cannot give.
     """
-    _require_equal_conv4s(pool, reference)
+    for teacher in pool:
+        if not isinstance(teacher.net, Conv4):
+            raise BadInput(
+                f"ota: {teacher.info.file} is a {teacher.info.architecture}; allowed: conv4,"
+                " conv4_64 (units of layers that shortcuts join cannot be aligned layer by layer)"
+            )
     thetas = [{n: p.detach() for n, p in teacher.net.named_parameters()} for teacher in pool]
     target = thetas[reference]
     aligned = [theta if theta is target else align(theta, target) for theta in thetas]
@@ -67,24 +71,3 @@ def assignment(target: Tensor, rows: Tensor) -> Tensor:
     """
     similarity = target.double() @ rows.double().T
     return torch.from_numpy(linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1])
-
-
-def _require_equal_conv4s(pool: Sequence[Teacher], reference: int) -> None:
-    expected = pool[reference].info
-    for i, teacher in enumerate(pool):
-        info = teacher.info
-        if not isinstance(teacher.net, Conv4):
-            raise BadInput(
-                f"ota: teacher {i} is a {info.architecture}; allowed: conv4, conv4_64 (units of"
-                " layers that shortcuts join cannot be aligned layer by layer)"
-            )
-        if (info.architecture, info.n_outputs, info.image_size) != (
-            expected.architecture,
-            expected.n_outputs,
-            expected.image_size,
-        ):
-            raise BadInput(
-                f"ota: teacher {i} is a {info.architecture} with {info.n_outputs} outputs for"
-                f" {info.image_size} pixels, the reference a {expected.architecture} with"
-                f" {expected.n_outputs} for {expected.image_size}; allowed: teachers of one shape"
-            )

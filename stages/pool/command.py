@@ -131,7 +131,7 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
     """Take a pool brought from elsewhere into the pipeline: checked, copied as it is."""
     from stages.common.files import written_whole
     from stages.common.pool import MANIFEST, load_pool
-    from stages.interface.provenance import save_provenance
+    from stages.interface.provenance import provenance_of, save_provenance
 
     start = time.monotonic()
     teachers = load_pool(pool)
@@ -139,8 +139,8 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
         temporary.mkdir()
         for name in (MANIFEST, *(teacher.info.file for teacher in teachers)):
             shutil.copy(pool / name, temporary)
-    beside = out.with_name(f"{out.name}.provenance.json")
-    save_provenance(beside, time.monotonic() - start, "cpu", stage="own_pool", source=str(pool))
+    seconds = time.monotonic() - start
+    save_provenance(provenance_of(out), seconds, "cpu", stage="own_pool", source=str(pool))
     typer.echo(f"{out}: {len(teachers)} teachers of {pool}")
 
 

@@ -33,7 +33,7 @@ def pretrain(
     from stages.common.dataset import load_splits
     from stages.common.files import written_whole
     from stages.interface.device import resolve
-    from stages.interface.provenance import Stopwatch, save_provenance
+    from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
     from stages.interface.work import work_folder
     from stages.pretrain.pool import plan_pool, train_pool
 
@@ -60,7 +60,5 @@ def pretrain(
         with written_whole(out) as temporary:
             shutil.copytree(teachers, temporary)
         mean = sum(info.val_accuracy or 0.0 for info in infos) / len(infos)
-        save_provenance(
-            out.with_name(f"{out.name}.provenance.json"), watch.seconds, device, seed=given["seed"]
-        )
+        save_provenance(provenance_of(out), watch.seconds, device, seed=given["seed"])
     typer.echo(f"{out}: {len(infos)} teachers, validation accuracy {mean:.1f} % on average")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stages.common.files import load_json, written_whole
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
 from stages.interface.errors import BadInput
+from stages.interface.provenance import provenance_of
 
 CHECKED_IMAGES = 8
 TOLERANCE = 1e-4  # of a feature, between PyTorch and ONNX
@@ -43,7 +44,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
         runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    if load_json(_provenance(folder)) not in runs:
+    if load_json(provenance_of(folder)) not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
 
@@ -51,14 +52,10 @@ def selected_iteration(cell: Path, folder: Path) -> int:
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
     """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
     _, theta, info = load_learner(snapshot)
-    beside = _provenance(snapshot.parents[1])
+    beside = provenance_of(snapshot.parents[1])
     provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
     save_learner(out, theta, replace(info, provenance=provenance))
     return info
-
-
-def _provenance(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.provenance.json")
 
 
 class _Embedding(nn.Module):

@@ -122,15 +122,15 @@ def test_a_snapshot_is_a_learner(pool: list[Teacher], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "n_way", "image_size", "learner"),
     [
-        ("conv4_64", 3, 16, "the learner a conv4_64 with 3 for 16"),
-        ("conv4", 5, 16, "the learner a conv4 with 5 for 16"),
-        ("conv4", 3, 32, "the learner a conv4 with 3 for 32"),
+        ("conv4_64", 3, 16, "a conv4_64 with 3 for 16"),
+        ("conv4", 5, 16, "a conv4 with 5 for 16"),
+        ("conv4", 3, 32, "a conv4 with 3 for 32"),
     ],
 )
 def test_other_shapes_are_refused(
     pool: list[Teacher], architecture: str, n_way: int, image_size: int, learner: str
 ) -> None:
-    message = f"teacher 0 is a conv4 with 3 outputs for 16 pixels, {learner}"
+    message = f"is a conv4 with 3 outputs for 16 pixels and the learner {learner};"
     with pytest.raises(BadInput, match=message):
         DroRun(pool, architecture, PARAMS, n_way=n_way, image_size=image_size, seed=1, device="cpu")
 

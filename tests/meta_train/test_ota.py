@@ -107,18 +107,9 @@ def test_the_assignment_is_the_best_of_all(width: int) -> None:
         assert tuple(assignment(target, rows).tolist()) == min(costs, key=costs.__getitem__)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"architecture": "conv4_64"}, "teacher 1 is a conv4_64 with 3 outputs for 16 pixels, the"),
-        ({"n_outputs": 4}, "teacher 1 is a conv4 with 4 outputs"),
-        ({"n_pixels": 32}, "teacher 1 is a conv4 with 3 outputs for 32 pixels"),
-        ({"architecture": "resnet10"}, "teacher 1 is a resnet10; allowed: conv4, conv4_64"),
-    ],
-)
-def test_mixed_pools_and_resnets_are_refused(changes: dict[str, int | str], message: str) -> None:
-    pool = [make_teacher(0), make_teacher(1, **changes)]
-    with pytest.raises(BadInput, match=message):
+def test_resnets_are_refused() -> None:
+    pool = [make_teacher(i, architecture="resnet10") for i in range(2)]
+    with pytest.raises(BadInput, match="is a resnet10; allowed: conv4, conv4_64"):
         fuse(pool, 0)
 
 
