@@ -31,7 +31,6 @@ from stages.meta_test.pool_features import by_means, readout, seen_by, side_by_s
 
 N_EPISODES, N_WAY, N_QUERY = 600, 5, 15
 BATCH = 500
-METRIC = ("damped", "amplified")
 
 Classes = list[Tensor]  # features (n_c, d) of each class
 Read = Callable[[Tensor], Tensor]  # normalised images (n, 3, h, w) to features (n, d)
@@ -44,16 +43,9 @@ def learner_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes
     whole = reader(info, theta, names)
     view = [info.view.of(images) for images in data.images]
     yield "as it was made", [whole(x) for x in view]
-    for title, kept in (
-        ("without its metric", ()),
-        ("damped within classes only", ("damped",)),
-        ("amplified between classes only", ("amplified",)),
-    ):
-        other = reader(info, theta, names, metric=kept)
-        yield title, [other(x) for x in view]
-    for name in names:
-        alone = reader(info, theta, (name,), metric=())
-        yield f"{name} alone, without metric", [alone(x) for x in view]
+    for title, part in (("damping", "damped"), ("amplification", "amplified")):
+        other = reader(info, theta | {part: torch.zeros_like(theta[part])}, names)
+        yield f"without its {title}", [other(x) for x in view]
     plain = reader(info, theta, names, mirror=False)
     yield "without the mirror image", [plain(x) for x in view]
     shifted = [sum(whole(x.roll(by, (2, 3))) for by in _shifts()) for x in view]
@@ -62,6 +54,17 @@ def learner_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes
     inverted = whole(inverted_images(folder))
     for name, mean in (("procedural", whole(drawn).mean(0)), ("inverted", inverted.mean(0))):
         yield f"centred by the mean of {name} images", [whole(x) - mean for x in view]
+
+
+def block_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes]]:
+    """Without the metric, which is of all blocks together."""
+    _, theta, info = load_learner(snapshots(folder)[-1])
+    assert info.distilled is not None
+    names = info.distilled.readout
+    view = [info.view.of(images) for images in data.images]
+    for title, chosen in {"all": names, **{f"{name} alone": (name,) for name in names}}.items():
+        plain = reader(info, theta, chosen, metric=False)
+        yield title, [plain(x) for x in view]
 
 
 def _shifts() -> list[tuple[int, int]]:
@@ -73,14 +76,19 @@ def reader(
     theta: dict[str, Tensor],
     names: tuple[str, ...],
     mirror: bool = True,
-    metric: tuple[str, ...] = METRIC,
+    metric: bool = True,
 ) -> Read:
-    """The learner's network, read out by these blocks and with these parts of its metric."""
+    """The learner's network, read out by the blocks of these names."""
     assert info.distilled is not None
-    form = replace(info.distilled, readout=names, mirror=mirror and info.distilled.mirror)
+    form = replace(
+        info.distilled,
+        readout=names,
+        mirror=mirror and info.distilled.mirror,
+        n_directions=info.distilled.n_directions if metric else 0,
+    )
     net = Distilled(info.architecture, form, info.n_way, info.image_size).eval()
-    left_out = {"head.weight", "head.bias", *METRIC} - set(metric)
-    net.load_state_dict({k: v for k, v in theta.items() if k not in left_out}, strict=False)
+    own = {k: v for k, v in theta.items() if k in net.state_dict() and not k.startswith("head.")}
+    net.load_state_dict(own, strict=False)
 
     def read(x: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -120,7 +128,11 @@ def main(learner: Path, pool: Path, data_file: Path) -> None:
     print(f"{learner.name}, {N_EPISODES} meta-val episodes; minus the first of its kind, paired\n")
     print("| network | read out by | 1-shot | minus the first | 5-shot | minus the first |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    kinds = {"learner": learner_rows(learner, data), "pool": pool_rows(load_pool(pool), data)}
+    kinds = {
+        "learner": learner_rows(learner, data),
+        "learner without metric": block_rows(learner, data),
+        "pool": pool_rows(load_pool(pool), data),
+    }
     for kind, rows in kinds.items():
         base: dict[int, Tensor] = {}
         for name, classes in rows:

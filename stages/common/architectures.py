@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.common.params import Precision
+
 
 class Output(NamedTuple):
     logits: Tensor  # (n, k)
@@ -170,7 +172,7 @@ def batch_moments(bn_inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return moments
 
 
-def at(precision: str, device: str) -> torch.autocast:
+def at(precision: Precision, device: str) -> torch.autocast:
     """The context in which networks compute at `precision`."""
     half = precision == "bfloat16"
     return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=half)

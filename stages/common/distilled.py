@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common.architectures import Output, build
-
-DIRECTIONS = 128  # of the readout that its metric may change; more made no difference (README)
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,39 @@ class DistilledForm:
     n_components: int
     readout: tuple[str, ...]  # which of the blocks below, side by side
     mirror: bool  # an image is read together with its mirror image
+    n_directions: int = 0  # that the readout's metric changes; 0: there is none
+
+
+class ReadoutMetric(NamedTuple):
+    """z' = z - (z damped) damped^T, z'' = z' + (z' amplified) amplified^T, for readouts z.
+
+    Each (n_features, n_directions): a direction times the root of how much it changes, zeros where
+    there are fewer. Made by stages/meta_train/readout_metric.py.
+    """
+
+    damped: Tensor
+    amplified: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z (n, n_features)."""
+        z = z - (z @ self.damped) @ self.damped.T
+        return z + (z @ self.amplified) @ self.amplified.T
 
 
 class Distilled(nn.Module):
     """A body, its words for every teacher's classes, and a head for the classes of an episode.
 
-    Its `features` are what `form.readout` names, each of unit length, none speaks louder:
+    Its `features` are what `form.readout` names, side by side, each of unit length:
 
         features             of the body (d)
         projection           what the body takes the teachers' features to be (p)
         log_ratios           of every teacher's class probabilities to their geometric mean (k)
 
-    Side by side they are weighed by the metric of stages/meta_train/readout_metric.py, whose
-    `damped` and `amplified` (n_features, DIRECTIONS) are zero until it is known, and keep their
-    length.
+    Then a metric weighs their directions, of which `form` says how many (its buffers are zero until
+    it is known); the length of the whole stays.
 
     The head starts at zero: one gradient step from there is a classifier by class means.
     """
-
-    damped: Tensor
-    amplified: Tensor
 
     def __init__(self, architecture: str, form: DistilledForm, n_way: int, image_size: int) -> None:
         super().__init__()
@@ -58,8 +70,9 @@ class Distilled(nn.Module):
             "log_ratios": sum(form.heads),
         }
         self.n_features = sum(sizes[name] for name in form.readout)
-        for name in ("damped", "amplified"):
-            self.register_buffer(name, torch.zeros(self.n_features, DIRECTIONS))
+        if form.n_directions:
+            for name in ReadoutMetric._fields:
+                self.register_buffer(name, torch.zeros(self.n_features, form.n_directions))
         self.head = nn.Linear(self.n_features, n_way)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -74,9 +87,9 @@ class Distilled(nn.Module):
         }
         seen = [self._unit(blocks[name]) for name in self.form.readout]
         features = torch.cat(seen, 1)
-        features = features - (features @ self.damped) @ self.damped.T
-        features = features + (features @ self.amplified) @ self.amplified.T
-        features = len(seen) ** 0.5 * F.normalize(features, dim=1)
+        if self.form.n_directions:
+            metric = ReadoutMetric(self.get_buffer("damped"), self.get_buffer("amplified"))
+            features = len(seen) ** 0.5 * F.normalize(metric(features), dim=1)
         return Output(self.head(features), features, output.bn_inputs)
 
     def _unit(self, block: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from stages.common.architectures import Output, at, bn_layers, channels_last
 from stages.common.inversion import InversionLoss, inversion_loss
 from stages.common.networks import Foreign
-from stages.common.params import InversionWeights
+from stages.common.params import InversionWeights, Precision
 from stages.common.pool import Teacher
 
 State = dict[str, Tensor]
@@ -28,8 +28,8 @@ def form(teacher: Teacher) -> Form:
 def teacher_losses(
     pool: Sequence[Teacher],
     weights: InversionWeights,
+    precision: Precision,
     compiler: Callable[[int], Callable[[Any], Any]],
-    precision: str = "float32",
 ) -> list[tuple[State, TeacherLoss]]:
     """State and L_inv of every teacher; teachers of one form share a function of the state.
 
@@ -46,9 +46,7 @@ def teacher_losses(
     return [(_state(teacher), losses[own]) for teacher, own in zip(pool, forms, strict=True)]
 
 
-def teacher_loss(
-    net: nn.Module, weights: InversionWeights, precision: str = "float32"
-) -> TeacherLoss:
+def teacher_loss(net: nn.Module, weights: InversionWeights, precision: Precision) -> TeacherLoss:
     """L_inv as a function of (a state, x, y), for every network that differs in its state only.
 
     A network without BatchNorm has no BN-statistics term. `precision` is the forward pass's; what
@@ -60,11 +58,10 @@ def teacher_loss(
         reference = [(state[f"{n}.running_mean"], state[f"{n}.running_var"]) for n in names]
         with at(precision, x.device.type):
             output: Output = functional_call(net, state, (x,))
-        if precision != "float32":
-            output = Output(
-                output.logits.float(), output.features, [z.float() for z in output.bn_inputs]
-            )
-        return inversion_loss(output, x, y, reference, weights)
+        exact = Output(
+            output.logits.to(x.dtype), output.features, [z.to(x.dtype) for z in output.bn_inputs]
+        )
+        return inversion_loss(exact, x, y, reference, weights)
 
     return loss
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import ClassImages
 from stages.common.distilled import log_ratios
+from stages.common.params import Precision
 from stages.common.pool import Teacher
 from stages.meta_test.episodes import Task
 from stages.meta_test.linear_probe import CHUNK, probe
@@ -37,7 +38,9 @@ class Seen(NamedTuple):
     doubled_log_ratios: Blocks
 
 
-def seen_by(teacher: Teacher, data: Sequence[ClassImages], precision: str, device: str) -> Seen:
+def seen_by(
+    teacher: Teacher, data: Sequence[ClassImages], precision: Precision, device: str
+) -> Seen:
     """The teacher on all images, at its own size and normalisation, BatchNorm in eval mode."""
     seen = Seen([], [], [], [])
     with torch.inference_mode(), at(precision, device):

@@ -35,8 +35,8 @@ def pseudo_classes(
     losses = teacher_losses(
         pool,
         params.inversion.weights,
-        lambda n: compiler("auto", n * steps * sum(batches) // len(pool), device),
         params.inversion.precision,
+        lambda n: compiler("auto", n * steps * sum(batches) // len(pool), device),
     )
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:

@@ -21,6 +21,7 @@ from torch import Tensor
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import ClassImages
 from stages.common.files import load_tensors
+from stages.common.params import Precision
 from stages.common.pool import Teacher, TeacherInfo
 from stages.interface.errors import BadInput
 from stages.meta_test.params import MetaTest
@@ -76,17 +77,17 @@ def similarity(
 
 
 def _mean_of_synthetic(
-    x: Tensor, info: TeacherInfo, pool: Sequence[Teacher], precision: str
+    x: Tensor, info: TeacherInfo, pool: Sequence[Teacher], precision: Precision
 ) -> Tensor:
     inputs = [teacher.info.view.of_another(x, info.normalisation) for teacher in pool]
     return _mean(inputs, pool, precision)
 
 
-def _mean_of_real(images: Tensor, pool: Sequence[Teacher], precision: str) -> Tensor:
+def _mean_of_real(images: Tensor, pool: Sequence[Teacher], precision: Precision) -> Tensor:
     return _mean([teacher.info.view.of(images) for teacher in pool], pool, precision)
 
 
-def _mean(inputs: Sequence[Tensor], pool: Sequence[Teacher], precision: str) -> Tensor:
+def _mean(inputs: Sequence[Tensor], pool: Sequence[Teacher], precision: Precision) -> Tensor:
     """Mean over images of all teachers' unit features side by side: (sum of d_i,)."""
     parts = []
     device = str(next(pool[0].net.parameters()).device)

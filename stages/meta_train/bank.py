@@ -20,6 +20,7 @@ from torch import Tensor
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import Normalisation, resized
 from stages.common.natural_inversion import Labelled
+from stages.common.params import Precision
 from stages.common.pool import Teacher
 from stages.meta_train.principal import principal_directions
 
@@ -100,7 +101,7 @@ def fill(
     origin: Tensor,
     size: int,
     n_components: int,
-    precision: str,
+    precision: Precision,
     stream: torch.Generator,
     device: str,
     done: Callable[[int], None] = lambda n: None,
@@ -125,7 +126,7 @@ def fill(
 
 
 def _seen(
-    pool: Sequence[Teacher], pixels: Tensor, precision: str, device: str
+    pool: Sequence[Teacher], pixels: Tensor, precision: Precision, device: str
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, k) and unit features (n, D) of all teachers side by side.
 

@@ -68,7 +68,9 @@ class EpisodeInversionRun:
         )
         wish = setting.scenario.teachers_per_step
         self._per_step = len(pool) if wish == "all" else min(wish, len(pool))
-        self._teachers = teacher_losses(pool, params.weights, self._teacher_compiler(len(pool)))
+        self._teachers = teacher_losses(
+            pool, params.weights, "float32", self._teacher_compiler(len(pool))
+        )
         self.outer = self._outer_loop(pool)
         self.switch = GradientSwitch(setting.budget.curriculum_start, params.patience)
         self.feedback = False  # positive: the next update of D is adversarial

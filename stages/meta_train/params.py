@@ -85,7 +85,7 @@ class Distillation(Section):
     compile: Literal["auto", "never", "always"]
     readout: str  # of READOUTS, joined by "+"
     mirror: bool
-    metric: Metric
+    readout_metric: Metric
 
     @field_validator("readout")
     @classmethod

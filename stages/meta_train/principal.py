@@ -12,7 +12,7 @@ def principal_directions(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Randomised (Halko et al., 2011), the same draw every time.
     """
     r = min(n, *rows.shape)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
         torch.manual_seed(0)
         _, singular, directions = torch.svd_lowrank(rows, q=min(r + 16, *rows.shape), niter=4)
     return singular[:r].square() / len(rows), directions[:, :r]

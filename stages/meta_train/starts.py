@@ -37,7 +37,7 @@ def average(pool: Sequence[Teacher], setting: Setting) -> Theta:
 
     Raises BadInput if a teacher differs from the learner in shape.
     """
-    require_equal(pool, form(setting), "average")
+    require_equal(pool, learner_form(setting), "average")
     states = [dict(teacher.net.named_parameters()) for teacher in pool]
     return {
         name: channels_last(torch.stack([state[name].detach() for state in states]).mean(0))
@@ -55,8 +55,8 @@ def distilled(pool: Sequence[Teacher], setting: Setting) -> Theta:
     assert setting.start is not None
     path = snapshots(setting.start)[-1]
     _, found, info = load_learner(path)
-    found_form = (info.architecture, info.image_size)
-    if info.distilled is None or found_form != (setting.architecture, setting.view.image_size):
+    form = (info.architecture, info.image_size)
+    if info.distilled is None or form != (setting.architecture, setting.view.image_size):
         raise BadInput(
             f"{path}: a {info.architecture} for {info.image_size} pixels of method"
             f" {info.method}: allowed to start from: a distilled {setting.architecture} for"
@@ -73,7 +73,7 @@ def ota(pool: Sequence[Teacher], setting: Setting) -> Theta:
     """The pool fused by optimal transport; the reference teacher is drawn (METHODS 2)."""
     from stages.meta_train.ota import fuse
 
-    require_equal(pool, form(setting), "ota")
+    require_equal(pool, learner_form(setting), "ota")
     stream = generator(setting.seed, "meta_train", "ota reference")
     return fuse(pool, int(torch.randint(len(pool), (), generator=stream)))
 
@@ -86,7 +86,7 @@ STARTS: dict[str, Callable[[Sequence[Teacher], Setting], Theta]] = {
 }
 
 
-def form(setting: Setting) -> tuple[str, int, int]:
+def learner_form(setting: Setting) -> tuple[str, int, int]:
     """The learner's architecture, outputs and image size."""
     return setting.architecture, setting.n_way, setting.view.image_size
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.common.distilled import Distilled, DistilledForm, log_ratios
+from stages.common.distilled import Distilled, DistilledForm, ReadoutMetric, log_ratios
 from stages.common.episodes import Episode
 from stages.common.learner import Learner, LearnerInfo, adapt, load_learner, save_learner
 from stages.common.seeds import generator
@@ -23,6 +23,7 @@ FORM = DistilledForm(
     n_components=5,
     readout=("features", "projection", "log_ratios"),
     mirror=True,
+    n_directions=2,
 )
 
 
@@ -30,6 +31,9 @@ def network(form: DistilledForm = FORM) -> Distilled:
     torch.manual_seed(0)
     net = Distilled("conv4", form, n_way=4, image_size=16).train()
     net(torch.randn(64, 3, 16, 16))  # statistics of some batch
+    if form.n_directions:
+        for name in ReadoutMetric._fields:
+            net.get_buffer(name).normal_(std=0.2)
     return net.eval()
 
 
@@ -45,7 +49,7 @@ def episode(n_shot: int) -> Episode:
 
 
 def test_features_are_blocks_of_unit_length_side_by_side() -> None:
-    features = network()(images(6)).features
+    features = network(replace(FORM, n_directions=0))(images(6)).features
     assert features.shape == (6, 32 + 5 + 5)
     for block in features.split([32, 5, 5], 1):
         assert torch.allclose(block.norm(dim=1), torch.ones(6))
@@ -53,12 +57,10 @@ def test_features_are_blocks_of_unit_length_side_by_side() -> None:
 
 def test_the_metric_weighs_directions_and_keeps_the_length() -> None:
     net, x = network(), images(6)
-    plain = net(x).features
-    stream = generator(0, "metric")
-    net.damped[:, :2] = 0.3 * torch.randn(42, 2, generator=stream)
-    net.amplified[:, :2] = 0.3 * torch.randn(42, 2, generator=stream)
+    plain = network(replace(FORM, n_directions=0))(x).features
     identity = torch.eye(42)
-    matrix = (identity - net.damped @ net.damped.T) @ (identity + net.amplified @ net.amplified.T)
+    damped, amplified = net.get_buffer("damped"), net.get_buffer("amplified")
+    matrix = (identity - damped @ damped.T) @ (identity + amplified @ amplified.T)
     features = net(x).features
     assert torch.allclose(features, 3**0.5 * F.normalize(plain @ matrix, dim=1), atol=1e-5)
     assert not torch.allclose(features, plain, atol=0.1)
@@ -154,7 +156,7 @@ def test_a_form_that_is_none_is_refused(distilled: object, tmp_path: Path) -> No
 
 
 def test_the_body_reads_out_what_it_was_asked_for() -> None:
-    only = network(replace(FORM, readout=("projection",), mirror=False))
+    only = network(replace(FORM, readout=("projection",), mirror=False, n_directions=0))
     x = images(3)
     body = only.body(x)
     expected = F.normalize(only.projection(body.features), dim=1)

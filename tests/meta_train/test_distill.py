@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.common.architectures import bn_layers, build
-from stages.common.distilled import Distilled
+from stages.common.distilled import Distilled, ReadoutMetric
 from stages.common.natural_inversion import Labelled, invert
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, TeacherInfo, load_pool
@@ -40,7 +40,7 @@ def nothing(done: int) -> None:
     pass
 
 
-def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6) -> Setting:
+def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6, n_images: int = 9) -> Setting:
     return Setting(
         architecture="conv4",
         view=pool[0].info.view,
@@ -49,7 +49,7 @@ def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6) -> Setting
             n_iterations=n_iterations,
             n_snapshots=1,
             procedural_images=40,
-            inverted_images=9,
+            inverted_images=n_images,
             inversion_steps=3,
         ),
         n_way=3,
@@ -61,12 +61,25 @@ def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6) -> Setting
     )
 
 
-def run(pool: list[Teacher], folder: Path, method: str = "distill", n: int = 6) -> DistillRun:
+def run(
+    pool: list[Teacher],
+    folder: Path,
+    method: str = "distill",
+    n: int = 6,
+    n_images: int = 9,
+    inversion: NaturalInversion = INVERSION,
+) -> DistillRun:
     shared = PARAMS.meta_train.distillation.model_copy(
-        update={"batch_size": 16, "n_components": 8, "precision": "float32"}
+        update={
+            "batch_size": 16,
+            "n_components": 8,
+            "precision": "float32",
+            "inversion": inversion,
+        }
     )
     folder.mkdir(exist_ok=True)
-    return DistillRun(pool, shared, getattr(PARAMS.meta_train, method), setting(pool, folder, n))
+    own = getattr(PARAMS.meta_train, method)
+    return DistillRun(pool, shared, own, setting(pool, folder, n, n_images))
 
 
 # --- inversion that starts from procedural images ---------------------------------------------
@@ -97,7 +110,7 @@ def test_inversion_lowers_its_loss_with_valid_pixels(
         update={"bn_statistics": 1.0 if term == "bn_statistics" else 0.001}
     )
     params = INVERSION.model_copy(update={"weights": weights})
-    ((state, loss),) = teacher_losses([trained], weights, lambda n: lambda f: f)
+    ((state, loss),) = teacher_losses([trained], weights, "float32", lambda n: lambda f: f)
     calls: list[int] = []
 
     def make(n_steps: int) -> Labelled:
@@ -119,7 +132,9 @@ def test_inversion_lowers_its_loss_with_valid_pixels(
 
 
 def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) -> None:
-    ((state, loss),) = teacher_losses([trained], INVERSION.weights, lambda n: lambda f: f)
+    ((state, loss),) = teacher_losses(
+        [trained], INVERSION.weights, "float32", lambda n: lambda f: f
+    )
 
     def roughness(start: str) -> float:
         stream = generator(0, "invert")
@@ -269,6 +284,8 @@ def test_a_teacher_of_many_classes_lends_a_draw_of_them(tmp_path: Path) -> None:
     assert len(set(labels.tolist())) == 9
     assert labels.max() > 100
     assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
+    # One image of a class says nothing of what varies within classes.
+    assert not made.snapshot()["damped"].any()
 
 
 def test_the_learning_rate_makes_one_cycle() -> None:
@@ -309,19 +326,36 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_p
         assert torch.equal(tensor, second.snapshot()[name]), name
 
 
+def named(pool: list[Teacher], *names: str) -> list[Teacher]:
+    """Three classes of these names for each teacher; the first has a spare output."""
+    found = []
+    for i, teacher in enumerate(pool):
+        own = tuple(names[3 * i : 3 * i + 3])
+        info = replace(teacher.info, class_names=own, class_ids=(0, 1, 2), n_outputs=4 - bool(i))
+        net = build("conv4", info.n_outputs, 16, generator=generator(i, "named"))
+        found.append(Teacher(info, net.eval().requires_grad_(False)))
+    return found
+
+
 def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path: Path) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "work")
+    # Class "b" is taught by two teachers, and is one class to the metric.
+    pool = named(load_pool(tiny_pool)[:2], "a", "b", "c", "d", "e", "b")
+    made = run(pool, tmp_path / "work", n_images=15)
     made.step(0)
     before = {name: t.clone() for name, t in made._student.state_dict().items()}
     kept = made.snapshot()
-    # The images shown, as the learner sees them, labelled by the outputs of all teachers.
     shown = made.synthetic()
     x = torch.cat([images for images, _ in shown])
-    labels = torch.cat([own + 3 * i for i, (_, own) in enumerate(shown)])
-    plain = Distilled("conv4", made.distilled, 3, 16).eval()
-    plain.load_state_dict(kept | {name: 0 * kept[name] for name in ("damped", "amplified")})
-    metric = PARAMS.meta_train.distillation.metric
-    expected = readout_metric(plain(x).features.detach(), labels, metric)
+    words = [["a", "b", "c"], ["d", "e", "b"]]
+    labels = ["abcde".index(words[i][int(n)]) for i, (_, own) in enumerate(shown) for n in own]
+    plain = Distilled("conv4", replace(made.distilled, n_directions=0), 3, 16).eval()
+    plain.load_state_dict({k: v for k, v in kept.items() if k not in ReadoutMetric._fields})
+    expected = readout_metric(
+        plain(x).features.detach(),
+        torch.tensor(labels),
+        PARAMS.meta_train.distillation.readout_metric,
+        made.distilled.n_directions,
+    )
     for name, tensor in expected._asdict().items():
         assert tensor.any()
         assert torch.allclose(kept[name] @ kept[name].T, tensor @ tensor.T, atol=1e-5)
@@ -333,8 +367,15 @@ def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path:
 
 def test_without_inverted_images_there_is_no_metric(tiny_pool: Path, tmp_path: Path) -> None:
     kept = run(load_pool(tiny_pool), tmp_path / "work", "distill_procedural").snapshot()
-    assert not kept["damped"].any()
-    assert not kept["amplified"].any()
+    assert not kept.keys() & set(ReadoutMetric._fields)
+
+
+def test_the_inversion_has_its_precision(tiny_pool: Path, tmp_path: Path) -> None:
+    whole = run(load_pool(tiny_pool), tmp_path / "a")
+    params = INVERSION.model_copy(update={"precision": "bfloat16"})
+    half = run(load_pool(tiny_pool), tmp_path / "b", inversion=params)
+    pairs = zip(whole.synthetic(), half.synthetic(), strict=True)
+    assert all(not torch.equal(a, b) and torch.allclose(a, b, atol=0.5) for (a, _), (b, _) in pairs)
 
 
 @pytest.mark.parametrize(
@@ -371,11 +412,13 @@ def test_teachers_of_any_form_are_distilled_together(tmp_path: Path) -> None:
     plain.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
     pool.append(Teacher(teacher_info(2, architecture="plain"), plain.eval().requires_grad_(False)))
     assert not bn_layers(plain)
-    made = run(pool, tmp_path / "work")
+    made = run(pool, tmp_path / "work", n_images=15)
     assert made._bank.images.shape[1:] == (16, 16, 3)
     assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
     shapes = [tuple(images.shape[1:]) for images, _ in made.synthetic()]
     assert shapes == [(3, 16, 16), (3, 24, 24), (3, 16, 16)]
+    kept = made.snapshot()
+    assert all(kept[name].any() and kept[name].isfinite().all() for name in ReadoutMetric._fields)
 
 
 def test_another_seed_gives_another_student(tiny_pool: Path, tmp_path: Path) -> None:

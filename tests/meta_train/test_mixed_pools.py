@@ -155,6 +155,11 @@ def test_parameters_of_different_teachers_are_not_mixed(pool: list[Teacher]) -> 
     for name in (name for name, method in METHODS.items() if method.mixes):
         with pytest.raises(BadInput, match=f"{name} {message}"):
             METHODS[name].start(pool, None, SETTINGS.dro, _setting(pool))
+        for changes in ({"architecture": "conv4_64"}, {"n_way": 4}):
+            with pytest.raises(BadInput, match=rf"{name} mixes .* teacher-00"):
+                METHODS[name].start(
+                    pool[::2], None, SETTINGS.dro, replace(_setting(pool), **changes)
+                )
     other = replace(_setting(pool), architecture="conv4_64")
     with pytest.raises(BadInput, match=r"teacher-00.* and the learner a conv4_64"):
         average(pool[::2], other)
