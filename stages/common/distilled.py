@@ -39,8 +39,13 @@ class ReadoutMetric(NamedTuple):
 
     def __call__(self, z: Tensor) -> Tensor:
         """z (n, n_features)."""
-        z = z - (z @ self.damped) @ self.damped.T
+        z = damp(z, self.damped)
         return z + (z @ self.amplified) @ self.amplified.T
+
+
+def damp(z: Tensor, damped: Tensor) -> Tensor:
+    """z (n, n_features) without so much of its damped directions: the metric's first half."""
+    return z - (z @ damped) @ damped.T
 
 
 class Distilled(nn.Module):

@@ -8,29 +8,23 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from stages.common.architectures import at, channels_last
-from stages.common.compiling import compiler
 from stages.common.distilled import Distilled, DistilledForm, ReadoutMetric
-from stages.common.files import load_tensors, save_tensors
 from stages.common.loop import Records, recent
 from stages.common.meta_learners import adam_state, load_adam_state
-from stages.common.natural_inversion import Labelled, invert, n_batches
+from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
-from stages.common.procedural import procedural_images
-from stages.common.seeds import generator
-from stages.common.teachers import teacher_losses
-from stages.interface.progress import Reporter
-from stages.meta_train.bank import BATCH, Bank, fill, plain_images
+from stages.meta_train.bank import BATCH
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
+from stages.meta_train.preparation import filled_bank, inverted_images, stream
 from stages.meta_train.readout_metric import readout_metric
 
 SHOWN = 20  # inverted images of a class that make the metric, and are kept with the learner
@@ -49,8 +43,7 @@ def learning_rate(t: int, n_steps: int, highest: float) -> float:
 class DistillRun:
     """The student and its optimizer; every batch of step t is drawn from a stream named by t.
 
-    What comes before the first step (inverted images, the bank) is kept in the folder of unfinished
-    work, so that an interrupted run finds it there.
+    What comes before the first step is in preparation.py.
     """
 
     meta_learner = "distilled"
@@ -66,8 +59,8 @@ class DistillRun:
         self._shared, self._own, self._setting, self._pool = shared, own, setting, pool
         self._budget: DistillationBudget = setting.budget
         self._heads = [teacher.info.n_outputs for teacher in pool]
-        self._inverted = [] if own.inversion == "none" else self._invert_all()
-        self._bank = self._filled_bank()
+        self._inverted = inverted_images(pool, shared, own, setting)
+        self._bank = filled_bank(pool, self._inverted, shared, own, setting)
         self.distilled = DistilledForm(
             heads=tuple(self._heads),
             n_components=self._bank.features.shape[1],
@@ -132,68 +125,6 @@ class DistillRun:
 
     # --- the start ----------------------------------------------------------------------------
 
-    def _invert_all(self) -> list[Labelled]:
-        """Every teacher's images, each teacher's in a file of its own as soon as they are made."""
-        n_images = self._budget.inverted_images
-        steps = n_batches(n_images) * self._budget.inversion_steps
-
-        def compiled(n_teachers: int) -> Callable[..., Callable[..., object]]:
-            return compiler(self._shared.compile, n_teachers * steps, self._setting.device)
-
-        inversion = self._shared.inversion
-        losses = teacher_losses(self._pool, inversion.weights, inversion.precision, compiled)
-        images = []
-        with Reporter("inversion", steps * len(self._pool)) as report:
-            for i, (teacher, (state, loss)) in enumerate(zip(self._pool, losses, strict=True)):
-                path = self._setting.folder / f"inverted-{i:02d}.safetensors"
-                if not path.exists():
-                    made = invert(
-                        teacher.info,
-                        state,
-                        loss,
-                        self._wanted(i),
-                        self._own.inversion,
-                        inversion,
-                        self._budget.inversion_steps,
-                        self._stream("inversion", i),
-                        self._setting.device,
-                        functools.partial(_further, report, i * steps),
-                    )
-                    save_tensors(path, made._asdict(), {})
-                images.append(Labelled(**load_tensors(path)[0]))
-                report((i + 1) * steps, teacher=i + 1)
-        return images
-
-    def _wanted(self, i: int) -> Tensor:
-        """Labels of teacher i's images: its classes in turn, or a draw of them if they are many."""
-        n_images, n_classes = self._budget.inverted_images, len(self._pool[i].info.class_ids)
-        if n_images < n_classes:
-            return torch.randperm(n_classes, generator=self._stream("classes", i))[:n_images]
-        return torch.arange(n_images) % n_classes
-
-    def _filled_bank(self) -> Bank:
-        path = self._setting.folder / "bank.safetensors"
-        if not path.exists():
-            canvas = max(teacher.info.image_size for teacher in self._pool)
-            n_images = self._budget.procedural_images if self._own.procedural else 0
-            drawn = procedural_images(n_images, canvas, self._stream("procedural images"))
-            plain, origin = plain_images(drawn, self._inverted, canvas)
-            with Reporter("bank", 3 * len(plain)) as report:
-                bank = fill(
-                    self._pool,
-                    plain,
-                    origin,
-                    self._setting.view.image_size,
-                    self._shared.n_components,
-                    self._shared.precision,
-                    self._stream("bank"),
-                    self._setting.device,
-                    report,
-                )
-            save_tensors(path, bank._asdict(), {})
-            del bank, plain, drawn  # gigabytes at 224 pixels
-        return Bank(**load_tensors(path)[0])
-
     def _drawn_student(self) -> Distilled:
         size = self._setting.view.image_size
         with torch.random.fork_rng(devices=[]):
@@ -203,7 +134,7 @@ class DistillRun:
         return student.to(self._setting.device, memory_format=layout).train()  # type: ignore[call-overload, no-any-return]
 
     def _stream(self, *purpose: str | int) -> torch.Generator:
-        return generator(self._setting.seed, "meta_train", "distill", *purpose)
+        return stream(self._setting.seed, *purpose)
 
     # --- what is kept -------------------------------------------------------------------------
 
@@ -256,7 +187,3 @@ class DistillRun:
         for name, buffer in self._student.named_buffers():
             buffer.copy_(tensors[f"buffer.{name}"])
         load_adam_state({"student": self._optimizer}, tensors)
-
-
-def _further(report: Reporter, before: int, done: int) -> None:
-    report(before + done)

@@ -9,7 +9,9 @@ One iteration, with synthetic images D, learner theta, teachers f_i:
     3. the switch observes the mean accuracy of these episodes                      (eq. 5)
 
 EI is ECI with lambda = 0. All teachers weigh the same (METHODS 1.1 on the released program). Where
-they are many or heavy, each iteration inverts a drawn sample of them (teachers_per_step).
+they are many or heavy, each iteration inverts a drawn sample of them (teachers_per_step); an
+adversarial step inverts the teachers of its episode too, so that no image moves by the second term
+alone.
 """
 
 from __future__ import annotations
@@ -88,27 +90,30 @@ class EpisodeInversionRun:
 
     def _update_images(self, t: int) -> Record:
         self._image_optimizer.zero_grad()  # Adam passes over images without a gradient
+        adversarial_loss = self._add_adversarial_gradient(t) if self.feedback else 0.0
+        challenged = {i for i, x in enumerate(self.dataset.images) if x.grad is not None}
         terms = []
-        for i, roll in self._drawn_teachers(t):
+        for i, roll in self._drawn_teachers(t, challenged):
             state, loss = self._teachers[i]
             rolled = channels_last(torch.roll(self.dataset.images[i], roll, (2, 3)))
             losses = loss(state, rolled, self.dataset.labels[i])
             losses.total.backward()
             terms.append(torch.stack([term.detach() for term in losses]))
         record = _named(torch.stack(terms).mean(0), InversionLoss._fields, prefix="inversion_")
-        record["adversarial_loss"] = self._add_adversarial_gradient(t) if self.feedback else 0.0
+        record["adversarial_loss"] = adversarial_loss
         record["feedback"] = float(self.feedback)
         self._image_optimizer.step()
         return record
 
-    def _drawn_teachers(self, t: int) -> list[tuple[int, list[int]]]:
-        """The teachers of iteration t, all of them or a sample, each with its roll (dy, dx)."""
+    def _drawn_teachers(self, t: int, challenged: set[int]) -> list[tuple[int, list[int]]]:
+        """The teachers of iteration t, each with its roll (dy, dx): all of them, or a sample and
+        those whose images the adversarial step moves."""
         n, reach = len(self._teachers), self._params.max_roll
         rolls = torch.randint(-reach, reach + 1, (n, 2), generator=self._stream("roll", t))
         drawn = list(range(n))
         if self._per_step < n:
             order = torch.randperm(n, generator=self._stream("teachers", t))
-            drawn = sorted(order[: self._per_step].tolist())
+            drawn = sorted(challenged.union(order[: self._per_step].tolist()))
         return [(i, rolls[i].tolist()) for i in drawn]
 
     def _add_adversarial_gradient(self, t: int) -> float:

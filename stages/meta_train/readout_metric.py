@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.common.distilled import ReadoutMetric
+from stages.common.distilled import ReadoutMetric, damp
 from stages.meta_train.params import Metric
 from stages.meta_train.principal import principal_directions
 
@@ -36,7 +36,7 @@ def readout_metric(
     means = _class_means(features, labels)
     within, c = features - means[labels], params.strength
     damped = _scaled_directions(within, c, -params.within, n_directions)
-    means = means - (means @ damped) @ damped.T
+    means = damp(means, damped)
     between = means - means.mean(0)
     return ReadoutMetric(damped, _scaled_directions(between, c, params.between, n_directions))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.common.files import open_tensors
+from stages.common.files import load_tensors, open_tensors
 from stages.common.networks import build_network, own_module
 from stages.common.pool import (
     MANIFEST,
@@ -123,6 +123,10 @@ def add_teacher(
         ) from None
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
+    for info in known:
+        own = (info.architecture, info.dataset, info.class_names)
+        if own == (architecture, dataset, tuple(class_names)) and _holds(folder / info.file, state):
+            raise BadInput(f"{source}: the same network is there already: {folder / info.file}")
     taken = {info.file for info in known}
     index = next(i for i in range(len(known) + 1) if f"teacher-{i:02d}.safetensors" not in taken)
     first_id = max((i for info in known for i in info.class_ids), default=-1) + 1
@@ -144,6 +148,15 @@ def add_teacher(
     save_teacher(folder / info.file, info, state)
     save_manifest(folder, [*known, info])
     return info
+
+
+def _holds(path: Path, state: Mapping[str, Tensor]) -> bool:
+    """Whether a teacher's file has exactly these tensors; a broken one has not."""
+    try:
+        tensors, _ = load_tensors(path)
+    except BadInput:
+        return False
+    return tensors.keys() == state.keys() and all(torch.equal(tensors[n], state[n]) for n in state)
 
 
 def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None:

@@ -156,12 +156,16 @@ def test_one_ei_step_equals_a_transcription(double: None, pool: list[Teacher]) -
         assert torch.allclose(expected[clear], run.outer.theta[name][clear], atol=1e-9), name
 
 
+@pytest.mark.parametrize("per_step", ["all", 1])
 def test_the_adversarial_step_subtracts_lambda_times_the_outer_gradient(
-    double: None, pool: list[Teacher]
+    double: None, pool: list[Teacher], per_step: str | int
 ) -> None:
+    """From the inversion's gradient, which no image that it moves is without (eq. 6)."""
     for teacher in pool:
         teacher.net.double()
-    run = make_run(pool, weight=10)
+    run = make_run(
+        pool, weight=10, scenario=SAME.model_copy(update={"teachers_per_step": per_step})
+    )
     run.feedback = True
     plain = _reference_inversion_gradient(run, pool)
     theta = {n: p.detach().clone().requires_grad_() for n, p in run.outer.theta.items()}
@@ -169,11 +173,17 @@ def test_the_adversarial_step_subtracts_lambda_times_the_outer_gradient(
     episode = run.dataset.episode(3, 2, 2, stream, detach=False)
     loss = _reference_outer(theta, run, episode)
     outer = torch.autograd.grad(loss, run.dataset.images, allow_unused=True)
+    drawn = {i for i, _ in run._drawn_teachers(0, set())}
+    challenged = {i for i, gradient in enumerate(outer) if gradient is not None}
+    assert (challenged <= drawn) == (per_step == "all")
     record = run._update_images(0)
     assert record["adversarial_loss"] == pytest.approx(loss.item(), rel=1e-9)
-    for image, a, b in zip(run.dataset.images, plain, outer, strict=True):
-        expected = a - 10 * (torch.zeros_like(a) if b is None else b)
-        assert torch.allclose(image.grad, expected, rtol=1e-6, atol=1e-9)
+    for i, (image, a, b) in enumerate(zip(run.dataset.images, plain, outer, strict=True)):
+        if i in drawn | challenged:
+            expected = a - 10 * (torch.zeros_like(a) if b is None else b)
+            assert torch.allclose(image.grad, expected, rtol=1e-6, atol=1e-9)
+        else:
+            assert image.grad is None
 
 
 def test_without_curriculum_weight_feedback_never_comes(pool: list[Teacher]) -> None:

@@ -149,8 +149,11 @@ def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
         wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
         torch.save(wrapped, file)
     pool = tmp_path / "pool"
-    assert purer("pool", "import", pool, file, "--architecture", "torchvision/resnet18", *IMPORT)
-    result = purer("pool", "import", pool, file, "--architecture", "torchvision/resnet18", *IMPORT)
+    where = ("--architecture", "torchvision/resnet18")
+    result = purer("pool", "import", pool, file, *where, *IMPORT)
+    assert result.exit_code == 0, result.output
+    save_file(state | {"fc.bias": state["fc.bias"] + 1}, tmp_path / "other.safetensors")
+    result = purer("pool", "import", pool, tmp_path / "other.safetensors", *where, *IMPORT)
     assert result.exit_code == 0, result.output
     first, second = load_pool(pool)
     x = torch.randn(2, 3, 32, 32, generator=generator(0, "x"))
@@ -193,6 +196,24 @@ def test_classes_may_be_many_names_or_a_file(tmp_path: Path) -> None:
     assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
     (tmp_path / "lr=1,wd=2").write_text("c\nd")
     assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d"]
+
+
+def test_a_network_joins_a_pool_once(tmp_path: Path) -> None:
+    """So that a loop of imports that stopped halfway may be repeated."""
+    save_file(trained_resnet().state_dict(), tmp_path / "0.safetensors")
+    given = (
+        tmp_path / "pool",
+        tmp_path / "0.safetensors",
+        "--architecture",
+        "torchvision/resnet18",
+    )
+    assert purer("pool", "import", *given, *IMPORT).exit_code == 0
+    before = tree(tmp_path / "pool")
+    again = purer("pool", "import", *given, *IMPORT)
+    assert (again.exit_code, tree(tmp_path / "pool")) == (2, before)
+    assert "the same network is there already" in again.output
+    other = purer("pool", "import", *given, *IMPORT, "--dataset", "another")
+    assert other.exit_code == 0, other.output
 
 
 class Odd(nn.Module):
