@@ -141,6 +141,7 @@ _DISTILLED = tuple(
         "distill_noise",
         "distill_no_features",
         "distill_no_labels",
+        "distill_no_metric",
     )
 )
 _POOL = (

@@ -33,7 +33,8 @@ METHODS = {
     "distill_inverted": "Distilled Conv4-32, inverted images only",
     "distill_noise": "Distilled Conv4-32, inversion from noise",
     "distill_no_features": "Distilled Conv4-32, without features",
-    "distill_no_labels": "Distilled Conv4-32, without labels",
+    "distill_no_labels": "Distilled Conv4-32, without labels and metric",
+    "distill_no_metric": "Distilled Conv4-32, without metric",
 }
 DISTILLED = frozenset(name for name in METHODS if name.startswith("distill"))
 DATA_BASED = {

@@ -7,7 +7,7 @@
     5. predict the query images with the calibrated backbone and the new head
 
 No released program contains it, and the text leaves choices open; each is a parameter, chosen on
-meta-validation (README, "ICFIL").
+meta-validation (docs/FINDINGS.md, "ICFIL").
 
 Shapes: s support, q query, m pseudo images; d features; e episodes.
 """

@@ -73,7 +73,7 @@ def side_by_side(blocks: Sequence[Blocks]) -> Blocks:
 
 
 def readout(seen: Sequence[Seen]) -> Blocks:
-    """Features and log-ratios of all teachers, images with their mirror images (README).
+    """Features and log-ratios of all teachers, images with their mirror images (FINDINGS).
 
     The two parts have unit length each. Within a part a teacher keeps its length, which says how
     sure it is: of its class, and that an image and its mirror image are alike.

@@ -24,8 +24,9 @@ from stages.common.params import Precision
 from stages.common.pool import Teacher
 from stages.meta_train.principal import principal_directions
 
-BATCH = 500  # images that a teacher sees together
+BATCH = 500  # images that a teacher sees together, if they have 32 pixels a side
 PCA_IMAGES = 8192  # images that the principal components are computed from
+HARDLY = 1e-5  # of the largest deviation, or variance: as good as none
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -73,18 +74,16 @@ class Mixtures:
         return (near[0][:, :, None] & near[1][:, None, :])[..., None]
 
 
-def plain_images(
-    procedural: Tensor, inverted: Sequence[Labelled], canvas: int
-) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 (n, canvas, canvas, 3), and who an image was inverted from and for: (n, 2).
+def output_numbers(pool: Sequence[Teacher], inverted: Sequence[Labelled]) -> Tensor:
+    """Which of all teachers' outputs, side by side, each image was inverted for: (n,).
 
-    That is teacher and output, -1 and -1 for a procedural image.
+    `inverted` has the images of each teacher, or is empty.
     """
-    parts = [_resized(procedural, canvas), *(_resized(part.images, canvas) for part in inverted)]
-    origin = [torch.full((len(procedural), 2), -1)]
-    for i, part in enumerate(inverted):
-        origin.append(torch.stack([torch.full_like(part.labels, i), part.labels], 1))
-    return torch.cat(parts), torch.cat(origin)
+    first, numbers = 0, [torch.zeros(0, dtype=torch.long)]
+    for teacher, part in zip(pool, inverted, strict=False):
+        numbers.append(first + part.labels)
+        first += teacher.info.n_outputs
+    return torch.cat(numbers)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -97,8 +96,8 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 def fill(
     pool: Sequence[Teacher],
-    plain: Tensor,
-    origin: Tensor,
+    procedural: Tensor,
+    inverted: Sequence[Labelled],
     size: int,
     n_components: int,
     precision: Precision,
@@ -106,23 +105,40 @@ def fill(
     device: str,
     done: Callable[[int], None] = lambda n: None,
 ) -> Bank:
-    """What the teachers say of the plain images and of their mixtures, kept at side `size`."""
+    """What the teachers say of these images and of their mixtures, kept at side `size`.
+
+    The mixtures are made at the largest teacher's size: `procedural` uint8 (n, s, s, 3).
+    """
+    canvas = max(teacher.info.image_size for teacher in pool)
+    batch = max(1, min(BATCH, BATCH * 32**2 // canvas**2))  # a teacher's activations must fit
+    plain = torch.cat(
+        [_resized(part, canvas) for part in (procedural, *(p.images for p in inverted))]
+    )
     mixtures = Mixtures(plain, stream)
-    starts = torch.tensor([0, *(teacher.info.n_outputs for teacher in pool)]).cumsum(0)
-    labels = torch.full((len(mixtures),), -1)
-    labels[: len(plain)] = torch.where(origin[:, 0] < 0, -1, starts[origin[:, 0]] + origin[:, 1])
     sample = torch.randperm(len(mixtures), generator=stream)[:PCA_IMAGES]
-    seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(BATCH)]
+    seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(batch)]
     projection = PrincipalComponents.of(torch.cat(seen), n_components)
-    images, logits, features = [], [], []
-    for part in torch.arange(len(mixtures)).split(BATCH):
+    n, k, p = len(mixtures), sum(t.info.n_outputs for t in pool), projection.matrix.shape[1]
+    bank = Bank(
+        torch.empty(n, size, size, 3, dtype=torch.uint8),
+        torch.empty(n, k, dtype=torch.float16),
+        torch.empty(n, p, dtype=torch.float16),
+        torch.full((n,), -1),
+    )
+    bank.labels[len(procedural) : len(plain)] = output_numbers(pool, inverted)
+    for part in torch.arange(n).split(batch):
         pixels = mixtures[part]
         words, whole = _seen(pool, pixels, precision, device)
-        images.append(_resized(pixels, size))
-        logits.append(words.half().cpu())
-        features.append(projection(whole).half().cpu())
+        bank.images[part] = _resized(pixels, size)
+        bank.logits[part] = words.half().cpu()
+        bank.features[part] = projection(whole).half().cpu()
         done(int(part[-1]) + 1)
-    return Bank(torch.cat(images), torch.cat(logits), torch.cat(features), labels)
+    return bank
+
+
+def n_mixed(n_plain: int) -> int:
+    """How many images a bank of n plain ones has."""
+    return 3 * n_plain
 
 
 def _seen(
@@ -130,24 +146,30 @@ def _seen(
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, k) and unit features (n, D) of all teachers side by side.
 
-    Each is the mean over an image and its mirror image: such a pool is a better one (README).
+    Each is the mean over an image and its mirror image: such a pool is a better one (FINDINGS).
     """
     logits, features = [], []
     with torch.inference_mode(), at(precision, device):
         for teacher in pool:
             x = channels_last(teacher.info.view.of(pixels.to(device)))
-            outputs = [teacher.net(seen) for seen in (x, channels_last(x.flip(3)))]
-            logits.append(torch.stack([o.logits.float() for o in outputs]).mean(0))
-            z = torch.stack([F.normalize(o.features.float()) for o in outputs]).mean(0)
-            features.append(F.normalize(z))
+            words, z = zip(*(_said(teacher, seen) for seen in (x, x.flip(3))), strict=True)
+            logits.append(torch.stack(words).mean(0))
+            features.append(F.normalize(torch.stack(z).mean(0)))
     return torch.cat(logits, 1), torch.cat(features, 1)
+
+
+def _said(teacher: Teacher, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and unit features of x; what its BatchNorms saw is let go, it is large."""
+    output = teacher.net(channels_last(x))
+    return output.logits.float(), F.normalize(output.features.float())
 
 
 class PrincipalComponents(NamedTuple):
     """Standardised features on their leading components, half whitened.
 
     A component of variance v is divided by v^(1/4): between raw ones, where a few directions rule,
-    and white ones, where noise counts as much as signal. The mean square of the whole is 1.
+    and white ones, where noise counts as much as signal. The mean square of the whole is 1. What
+    hardly varies in the sample (a dead feature, a spare direction) takes no part.
     """
 
     mean: Tensor  # (D,)
@@ -155,12 +177,15 @@ class PrincipalComponents(NamedTuple):
 
     @staticmethod
     def of(sample: Tensor, n_components: int) -> PrincipalComponents:
-        """Of a sample (m, D); p is `n_components`, or D or m if they are fewer."""
+        """Of a sample (m, D); p is `n_components`, or fewer if the sample has no more."""
         mean, deviation = sample.mean(0), sample.std(0)
-        standard = (sample - mean) / (deviation + 1e-6)
-        variance, directions = principal_directions(standard, n_components)
-        scale = variance.pow(-0.25) / variance.sqrt().mean().sqrt()
-        return PrincipalComponents(mean, directions * scale / (deviation[:, None] + 1e-6))
+        alive = deviation > HARDLY * deviation.max()
+        scale = torch.where(alive, 1 / (deviation + 1e-6), 0.0)
+        variance, directions = principal_directions((sample - mean) * scale, n_components)
+        kept = variance > HARDLY * variance[0]
+        variance, directions = variance[kept], directions[:, kept]
+        whitened = variance.pow(-0.25) / variance.sqrt().mean().sqrt()
+        return PrincipalComponents(mean, directions * whitened * scale[:, None])
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) @ self.matrix

@@ -112,6 +112,7 @@ METHODS = {
     "distill_noise": _DISTILL,
     "distill_no_features": _DISTILL,
     "distill_no_labels": _DISTILL,
+    "distill_no_metric": _DISTILL,
     # Does a better start help meta-learning?
     "eci_distilled": Method(
         "episode_inversion",

@@ -11,6 +11,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_validator,
 )
 
 from stages.common.params import (
@@ -83,17 +84,8 @@ class Distillation(Section):
     max_roll: NonNegativeInt
     precision: Precision
     compile: Literal["auto", "never", "always"]
-    readout: str  # of READOUTS, joined by "+"
     mirror: bool
     readout_metric: Metric
-
-    @field_validator("readout")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        for name in value.split("+"):
-            if name not in READOUTS:
-                raise ValueError(f"no {name!r}; allowed: {', '.join(READOUTS)}, joined by '+'")
-        return value
 
 
 class DistillWeights(Section):
@@ -113,7 +105,23 @@ class Distill(Section):
     procedural: bool  # whether it learns from procedural images themselves
     inversion: Literal["procedural", "noise", "none"]  # what inverted images start from
     weights: DistillWeights
+    readout: str  # of READOUTS, joined by "+"
+    metric: bool  # whether the classes of inverted images weigh the readout's directions
     n_teachers: Literal["all"] | PositiveInt
+
+    @field_validator("readout")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        for name in value.split("+"):
+            if name not in READOUTS:
+                raise ValueError(f"no {name!r}; allowed: {', '.join(READOUTS)}, joined by '+'")
+        return value
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Distill:
+        if self.metric and self.inversion == "none":
+            raise ValueError("metric = true: allowed with inverted images (inversion not none)")
+        return self
 
 
 class Empty(Section):
@@ -144,6 +152,7 @@ class MetaTrain(Section):
     distill_inverted: Distill
     distill_no_features: Distill
     distill_no_labels: Distill
+    distill_no_metric: Distill
 
 
 class MetaTrainBudget(Section):

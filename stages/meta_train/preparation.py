@@ -19,7 +19,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.progress import Reporter
-from stages.meta_train.bank import Bank, fill, plain_images
+from stages.meta_train.bank import Bank, fill, n_mixed
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation
 
@@ -92,15 +92,15 @@ def filled_bank(
     """The bank of these inverted images and of procedural ones."""
     path = setting.folder / "bank.safetensors"
     if not path.exists():
-        canvas = max(teacher.info.image_size for teacher in pool)
+        size = max(teacher.info.image_size for teacher in pool)
         n_images = setting.budget.procedural_images if own.procedural else 0
-        drawn = procedural_images(n_images, canvas, stream(setting.seed, "procedural images"))
-        plain, origin = plain_images(drawn, inverted, canvas)
-        with Reporter("bank", 3 * len(plain)) as report:
+        drawn = procedural_images(n_images, size, stream(setting.seed, "procedural images"))
+        n_plain = n_images + sum(len(part.images) for part in inverted)
+        with Reporter("bank", n_mixed(n_plain)) as report:
             bank = fill(
                 pool,
-                plain,
-                origin,
+                drawn,
+                inverted,
                 setting.view.image_size,
                 shared.n_components,
                 shared.precision,
@@ -109,5 +109,5 @@ def filled_bank(
                 report,
             )
         save_tensors(path, bank._asdict(), {})
-        del bank, plain, drawn  # gigabytes at 224 pixels
+        del bank, drawn  # gigabytes at 224 pixels
     return Bank(**load_tensors(path)[0])

@@ -18,11 +18,11 @@ from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
-from stages.meta_train.bank import Mixtures, PrincipalComponents, fill, plain_images
+from stages.meta_train.bank import Mixtures, PrincipalComponents, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
-from stages.meta_train.params import DistillationBudget, DistillWeights
+from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
 from stages.meta_train.readout_metric import readout_metric
 from tests.conftest import ROOT, random_state, teacher_info
 
@@ -150,19 +150,6 @@ def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) 
 # --- the bank ---------------------------------------------------------------------------------
 
 
-def test_plain_images_keep_their_origin() -> None:
-    stream = generator(0, "images")
-    procedural = torch.randint(256, (5, 16, 16, 3), generator=stream).byte()
-    inverted = [
-        Labelled(torch.randint(256, (n, size, size, 3), generator=stream).byte(), torch.arange(n))
-        for n, size in ((2, 16), (3, 24))
-    ]
-    pixels, origin = plain_images(procedural, inverted, 24)
-    assert pixels.shape == (10, 24, 24, 3)
-    assert origin.tolist() == [[-1, -1]] * 5 + [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
-    assert torch.equal(pixels[7:], inverted[1].images)
-
-
 def test_mixtures_are_the_plain_images_their_mixups_and_their_cutmixes() -> None:
     given = torch.randint(256, (10, 16, 16, 3), generator=generator(0, "images")).byte()
     mixtures = Mixtures(given, generator(0, "mix"))
@@ -188,8 +175,12 @@ def test_mixtures_are_the_plain_images_their_mixups_and_their_cutmixes() -> None
 def test_the_bank_holds_what_the_teachers_say(tiny_pool: Path) -> None:
     pool = load_pool(tiny_pool)
     plain = torch.randint(256, (12, 16, 16, 3), generator=generator(0, "pixels")).byte()
-    origin = torch.tensor([[-1, -1]] * 9 + [[0, 2], [1, 0], [2, 1]])
-    bank = fill(pool, plain, origin, 16, 4, "float32", generator(0, "pca"), "cpu")
+    inverted = [
+        Labelled(image[None], torch.tensor([label]))
+        for image, label in zip(plain[9:], (2, 0, 1), strict=True)
+    ]
+    stream = generator(0, "pca")
+    bank = fill(pool, plain[:9], inverted, 16, 4, "float32", stream, "cpu")
     assert torch.equal(bank.images, Mixtures(plain, generator(0, "pca"))[torch.arange(36)])
     x = pool[0].info.view.of(bank.images)
     with torch.no_grad():
@@ -198,6 +189,34 @@ def test_the_bank_holds_what_the_teachers_say(tiny_pool: Path) -> None:
     assert torch.allclose(bank.logits.float(), logits, rtol=2e-3, atol=2e-3)
     assert bank.labels.tolist() == [-1] * 9 + [2, 3, 7] + [-1] * 24
     assert bank.features.shape == (36, 4)
+
+
+def test_the_bank_is_made_at_the_largest_size_and_kept_at_the_learners(tiny_pool: Path) -> None:
+    (teacher,) = load_pool(tiny_pool)[:1]
+    pool = [Teacher(replace(teacher.info, image_size=size), teacher.net) for size in (16, 24)]
+    stream = generator(0, "images")
+    procedural = torch.randint(256, (5, 24, 24, 3), generator=stream).byte()
+    inverted = [
+        Labelled(torch.randint(256, (n, size, size, 3), generator=stream).byte(), torch.arange(n))
+        for n, size in ((2, 16), (3, 24))
+    ]
+    bank = fill(pool, procedural, inverted, 24, 4, "float32", generator(0, "pca"), "cpu")
+    assert torch.equal(bank.images[:5], procedural)
+    assert torch.equal(bank.images[7:10], inverted[1].images)
+    assert bank.labels.tolist() == [-1] * 5 + [0, 1, 3, 4, 5] + [-1] * 20
+    small = fill(pool, procedural, inverted, 16, 4, "float32", generator(0, "pca"), "cpu")
+    assert small.images.shape == (30, 16, 16, 3)
+    assert torch.equal(small.logits, bank.logits)
+
+
+def test_what_hardly_varies_is_no_component() -> None:
+    """Else an image that wakes a dead feature would be thirteen orders too large."""
+    sample = torch.randn(500, 6, generator=generator(0, "sample"))
+    sample[:, 2] = 0.0
+    sample[:, 4] = sample[:, 1]
+    components = PrincipalComponents.of(sample, 6)
+    assert components.matrix.shape == (6, 4)
+    assert components(torch.full((1, 6), 3.0)).abs().max() < 20
 
 
 def test_components_are_half_whitened_and_of_unit_mean_square() -> None:
@@ -213,7 +232,7 @@ def test_components_are_half_whitened_and_of_unit_mean_square() -> None:
     signs = (found * exact).sum(0).sign()
     assert torch.allclose(found * signs, exact, atol=1e-3)
     assert found.square().mean().item() == pytest.approx(1.0, abs=1e-3)
-    assert PrincipalComponents.of(sample[:3], 5)(sample).shape == (500, 3)
+    assert PrincipalComponents.of(sample[:3], 5)(sample).shape == (500, 2)
 
 
 # --- the loss ---------------------------------------------------------------------------------
@@ -365,9 +384,21 @@ def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_without_inverted_images_there_is_no_metric(tiny_pool: Path, tmp_path: Path) -> None:
-    kept = run(load_pool(tiny_pool), tmp_path / "work", "distill_procedural").snapshot()
+@pytest.mark.parametrize("method", ["distill_procedural", "distill_no_labels", "distill_no_metric"])
+def test_without_classes_there_is_no_metric(tiny_pool: Path, tmp_path: Path, method: str) -> None:
+    kept = run(load_pool(tiny_pool), tmp_path / "work", method).snapshot()
     assert not kept.keys() & set(ReadoutMetric._fields)
+
+
+def test_a_metric_needs_inverted_images() -> None:
+    own = PARAMS.meta_train.distill.model_dump()
+    with pytest.raises(ValueError, match="metric = true: allowed with inverted images"):
+        Distill(**own | {"inversion": "none"})
+
+
+def test_what_learned_nothing_is_not_read(tiny_pool: Path, tmp_path: Path) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work", "distill_no_features")
+    assert made.distilled.readout == ("features", "log_ratios")
 
 
 def test_the_inversion_has_its_precision(tiny_pool: Path, tmp_path: Path) -> None:
