@@ -25,13 +25,13 @@ from stages.meta_test.params import Pseudo
 def pseudo_classes(
     pool: Sequence[Teacher], split: Split, params: Pseudo, device: str
 ) -> ClassImages:
-    """Classes of all teachers, of each the first `classes_per_teacher`, with images of their own.
+    """Classes that the teachers lend, up to `classes_per_teacher` each, with images of their own.
 
     A split has its own images; the classes are the same. Teachers' images keep their size.
     """
     steps = params.inversion_steps
-    counts = [min(len(t.info.class_ids), params.classes_per_teacher) for t in pool]
-    batches = [n_batches(n * params.images_per_class) for n in counts]
+    lent = lent_labels(pool, params.classes_per_teacher)
+    batches = [n_batches(len(labels) * params.images_per_class) for labels in lent]
     losses = teacher_losses(
         pool,
         params.inversion.weights,
@@ -40,23 +40,41 @@ def pseudo_classes(
     )
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:
-        for i, (teacher, n, (state, loss)) in enumerate(zip(pool, counts, losses, strict=True)):
+        for i, (teacher, labels, (state, loss)) in enumerate(zip(pool, lent, losses, strict=True)):
             made = invert(
                 teacher.info,
                 state,
                 loss,
-                torch.arange(n).repeat(params.images_per_class),
+                torch.tensor(labels, dtype=torch.long).repeat(params.images_per_class),
                 "procedural",
                 params.inversion,
                 steps,
                 generator(0, "meta_test", "pseudo", split, i),
                 device,
             )
-            for label, name in enumerate(teacher.info.class_names[:n]):
-                names.append(f"teacher {i}: {name}")
+            for label in labels:
+                names.append(f"teacher {i}: {teacher.info.class_names[label]}")
                 images.append(made.images[made.labels == label])
             report(i + 1)
     first = pool[0].info
     return ClassImages(
         NO_DATASET, list(range(len(names))), names, images, first.image_size, first.normalisation
     )
+
+
+def lent_labels(pool: Sequence[Teacher], most: int) -> list[list[int]]:
+    """Which of its labels each teacher lends, up to `most`.
+
+    A class that several teachers know is lent once, by the one that has lent least, so that no
+    episode has it under two labels.
+    """
+    knowing: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for i, teacher in enumerate(pool):
+        for label, name in enumerate(teacher.info.class_names):
+            knowing.setdefault((teacher.info.dataset, name), []).append((i, label))
+    lent: list[list[int]] = [[] for _ in pool]
+    for places in knowing.values():
+        i, label = min(places, key=lambda place: len(lent[place[0]]))
+        if len(lent[i]) < most:
+            lent[i].append(label)
+    return lent

@@ -68,12 +68,6 @@ def meta_train(
     teachers = load_pool(pool, device)
     own = given["meta_train.{method}"]
     taught = taught_by(teachers, getattr(own, "n_teachers", "all"))
-    n_classes = sum(len(teacher.info.class_ids) for teacher in taught)
-    if n_way > n_classes:
-        raise BadInput(
-            f"n_way = {n_way}: the {len(taught)} teachers of {pool} that {method} learns from know"
-            f" only {n_classes} classes"
-        )
     plain = [t.info.file for t in taught if not bn_layers(t.net)]
     if plain:
         typer.echo(f"no BatchNorm, so inverted without its statistics: {', '.join(plain)}")

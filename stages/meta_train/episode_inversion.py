@@ -31,6 +31,7 @@ from stages.common.meta_learners import OuterLoop, adam_state, load_adam_state, 
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
+from stages.interface.errors import BadInput
 from stages.meta_train.curriculum import GradientSwitch
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Curriculum, EpisodeInversion, NoCurriculum
@@ -61,9 +62,16 @@ class EpisodeInversionRun:
         self._params, self._own, self._setting = params, own, setting
         self.architecture, self.meta_learner = setting.architecture, own.meta_learner
         self._shape = (setting.n_way, setting.n_shot, setting.n_query)
+        n_classes = sum(len(teacher.info.class_ids) for teacher in pool)
+        if setting.n_way > n_classes:
+            raise BadInput(
+                f"n_way = {setting.n_way}: the {len(pool)} teachers to learn from know only"
+                f" {n_classes} classes"
+            )
         self.dataset = DynamicDataset(
             pool,
             setting.n_shot + setting.n_query,
+            max(params.max_classes, setting.n_way),
             setting.view,
             self._stream("synthetic images"),
             setting.device,

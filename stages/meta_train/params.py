@@ -36,6 +36,7 @@ class EpisodeInversion(Section):
     outer_lr: PositiveFloat
     inversion_lr: PositiveFloat
     max_roll: NonNegativeInt
+    max_classes: PositiveInt
     weights: InversionWeights
     patience: PositiveInt
     compile: Literal["auto", "never", "always"]

@@ -2,6 +2,7 @@
 
 Shapes: teacher i has k_i classes with n_per_class images each, in the teacher's own size and
 normalised input space, never clamped (METHODS 1.1). Episodes show them as the learner sees images.
+A class that two teachers know is two pseudo classes, as published.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from stages.common.pool import Teacher
 
 
 class DynamicDataset:
-    """`images[i]`: (k_i * n_per_class, 3, h_i, w_i), grouped by class; `labels[i]` likewise."""
+    """`images[i]`: (k_i * n_per_class, 3, h_i, w_i), grouped by class; `labels[i]` likewise.
+
+    Of a teacher with more than `max_classes` classes a draw takes part: a step shows a teacher all
+    its images at once.
+    """
 
     def __init__(
         self,
         pool: Sequence[Teacher],
         n_per_class: int,
+        max_classes: int,
         view: View,
         generator: torch.Generator,
         device: str,
@@ -33,13 +39,17 @@ class DynamicDataset:
         self.labels: list[Tensor] = []
         self._view = view
         self._normalisations = [teacher.info.normalisation for teacher in pool]
-        self._classes: list[tuple[int, int]] = []  # (teacher, its label) of each pseudo class
+        self._classes: list[tuple[int, int]] = []  # (teacher, place among its classes here)
         for i, teacher in enumerate(pool):
-            k, size = len(teacher.info.class_ids), teacher.info.image_size
+            known, size = len(teacher.info.class_ids), teacher.info.image_size
+            chosen = torch.arange(known)
+            if known > max_classes:
+                chosen = torch.randperm(known, generator=generator)[:max_classes].sort().values
+            k = len(chosen)
             noise = torch.randn(k * n_per_class, 3, size, size, generator=generator)
             self.images.append(channels_last(noise.to(device)).requires_grad_())
-            self.labels.append(torch.arange(k, device=device).repeat_interleave(n_per_class))
-            self._classes += [(i, label) for label in range(k)]
+            self.labels.append(chosen.to(device).repeat_interleave(n_per_class))
+            self._classes += [(i, place) for place in range(k)]
 
     def episode(
         self, n_way: int, n_shot: int, n_query: int, generator: torch.Generator, *, detach: bool
@@ -54,10 +64,10 @@ class DynamicDataset:
         index = sample_index(sizes, n_way, n_shot, n_query, generator)
 
         def fetch(pseudo_class: int, positions: Tensor) -> Tensor:
-            teacher, label = self._classes[pseudo_class]
+            teacher, place = self._classes[pseudo_class]
             images = self.images[teacher]
             images = images.detach() if detach else images
-            chosen = images[(label * self.n_per_class + positions).to(images.device)]
+            chosen = images[(place * self.n_per_class + positions).to(images.device)]
             return self._view.of_another(chosen, self._normalisations[teacher])
 
         episode = build_episode(index, fetch)

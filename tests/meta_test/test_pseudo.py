@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
 from stages.meta_test.episodes import fixed_tasks
 from stages.meta_test.params import Pseudo
-from stages.meta_test.pseudo import pseudo_classes
+from stages.meta_test.pseudo import lent_labels, pseudo_classes
 from tests.conftest import random_state, teacher_info
 
 PARAMS = Pseudo(
@@ -37,13 +38,25 @@ def pool(tmp_path: Path) -> list[Teacher]:
     return load_pool(tmp_path)
 
 
+def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
+    """The second teacher's class0 is the first's; so are all of a third's."""
+    same = Teacher(replace(pool[0].info, file="teacher-02.safetensors"), pool[0].net)
+    assert lent_labels(pool, 3) == [[0, 1, 2], [1, 2]]
+    lent = lent_labels([*pool, same], 2)
+    assert lent == [[0, 2], [1, 2], [1]]
+    other = Teacher(replace(pool[0].info, dataset="another"), pool[0].net)
+    assert lent_labels([*pool, other], 2) == [[0, 1], [1, 2], [0, 1]]
+    made = pseudo_classes([pool[0], same, same], "val", PARAMS, "cpu")
+    assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
+
+
 def test_every_teacher_lends_its_first_classes(pool: list[Teacher]) -> None:
     made = pseudo_classes(pool, "test", PARAMS, "cpu")
     assert made.class_names == [
         "teacher 0: class0",
         "teacher 0: class1",
-        "teacher 1: class0",
         "teacher 1: a",
+        "teacher 1: b",
     ]
     assert [tuple(images.shape) for images in made.images] == [
         (6, 16, 16, 3),

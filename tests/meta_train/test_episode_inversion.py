@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def pool(tiny_pool: Path) -> list[Teacher]:
 
 
 def test_the_dynamic_dataset_has_every_class_of_every_teacher(pool: list[Teacher]) -> None:
-    dataset = DynamicDataset(pool, 4, pool[0].info.view, generator(0, "test"), "cpu")
+    dataset = DynamicDataset(pool, 4, 20, pool[0].info.view, generator(0, "test"), "cpu")
     assert [tuple(x.shape) for x in dataset.images] == [(12, 3, 16, 16)] * 2 + [(8, 3, 16, 16)]
     assert dataset.labels[2].tolist() == [0] * 4 + [1] * 4
     noise = torch.cat([x.flatten() for x in dataset.images])
@@ -64,8 +65,31 @@ def test_the_dynamic_dataset_has_every_class_of_every_teacher(pool: list[Teacher
     assert noise.std().item() == pytest.approx(1, abs=0.05)
 
 
+def test_of_many_classes_a_draw_takes_part(pool: list[Teacher]) -> None:
+    """Not the first ones; and their images are made for these classes."""
+    names = tuple(f"class{i}" for i in range(1000))
+    many = replace(pool[0].info, class_names=names, class_ids=tuple(range(1000)), n_outputs=1000)
+    teachers = [Teacher(many, pool[0].net), pool[1]]
+    dataset = DynamicDataset(teachers, 4, 5, pool[0].info.view, generator(0, "test"), "cpu")
+    assert [len(images) for images in dataset.images] == [20, 12]
+    drawn = dataset.labels[0].view(5, 4)
+    assert (drawn == drawn[:, :1]).all()
+    assert len(set(drawn[:, 0].tolist())) == 5
+    assert drawn.max() > 100
+    assert dataset.labels[1].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    whole = dataset.episode(8, 2, 2, generator(0, "e"), detach=True)
+    assert len(whole.support_x) == 16
+
+
+def test_more_classes_than_the_teachers_know_are_refused(pool: list[Teacher]) -> None:
+    own = NoCurriculum(curriculum_weight=0, meta_learner="maml", n_teachers="all")
+    message = "n_way = 9: the 3 teachers to learn from know only 8 classes"
+    with pytest.raises(BadInput, match=message):
+        EpisodeInversionRun(pool, SETTINGS.episode_inversion, own, setting(pool, n_way=9))
+
+
 def test_episodes_mix_teachers_and_use_all_images_of_a_class(pool: list[Teacher]) -> None:
-    dataset = DynamicDataset(pool, 4, pool[0].info.view, generator(0, "test"), "cpu")
+    dataset = DynamicDataset(pool, 4, 20, pool[0].info.view, generator(0, "test"), "cpu")
     with torch.no_grad():  # every image is full of teacher * 100 + label * 10 + position
         for i, (images, labels) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
             positions = torch.arange(len(images)) % 4

@@ -68,7 +68,7 @@ def test_episodes_are_shown_at_the_learners_view(
 ) -> None:
     """All nine classes at once; every image is full of one pixel value, known by its place."""
     view = _view(pool, image_size)
-    dataset = DynamicDataset(pool, 3, view, generator(0, "images"), "cpu")
+    dataset = DynamicDataset(pool, 3, 20, view, generator(0, "images"), "cpu")
     assert [x.shape[-1] for x in dataset.images] == [16, 32, 16]
     with torch.no_grad():
         for i, (teacher, images) in enumerate(zip(pool, dataset.images, strict=True)):
@@ -92,7 +92,7 @@ def test_episodes_are_shown_at_the_learners_view(
 
 def test_gradients_reach_images_of_every_size(double: None, pool: list[Teacher]) -> None:
     """d(sum of the episode) / d(image): each of 16 x 16 places is an average of its pixels."""
-    dataset = DynamicDataset(pool, 3, _view(pool), generator(0, "images"), "cpu")
+    dataset = DynamicDataset(pool, 3, 20, _view(pool), generator(0, "images"), "cpu")
     episode = dataset.episode(9, 1, 2, generator(0, "episode"), detach=False)
     (episode.support_x.sum() + episode.query_x.sum()).backward()
     own = torch.tensor(pool[0].info.std)
