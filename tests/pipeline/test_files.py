@@ -211,7 +211,7 @@ def test_tables_and_cells_agree(table: str) -> None:
 
 def test_the_grid_stays_small() -> None:
     """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289, 1.7 s; 375, 1.9 s."""
-    assert len(resolved()) < 380
+    assert len(resolved()) < 385
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:
