@@ -12,7 +12,7 @@ import typer
 from stages.interface.errors import BadInput, refuses_bad_input
 
 LEARNER = Annotated[Path, typer.Option(help="A file of `purer export`.")]
-ENDINGS = (".csv", ".parquet")
+TABLES = (".csv", ".parquet")
 SHOWN = 20  # predictions printed
 COLUMNS = ("image", "predicted")  # of predictions, before a column for each class
 
@@ -38,6 +38,8 @@ def export(
         selected_iteration,
     )
 
+    _check_ending(out, ".safetensors")
+    _check_ending(onnx, ".onnx")
     if cell is not None:
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
@@ -67,7 +69,7 @@ def adapt(
     from stages.use.few_shot import load_learner
     from stages.use.images import class_folders, image_files, names
 
-    _check_ending(out)
+    _check_ending(out, *TABLES)
     classes = class_folders(support)
     if taken := [name for name in COLUMNS if name in classes]:
         raise BadInput(
@@ -100,7 +102,7 @@ def embed(
     from stages.use.few_shot import load_learner
     from stages.use.images import image_files, names
 
-    _check_ending(out)
+    _check_ending(out, *TABLES)
     files = [file for place in images for file in image_files(place)]
     features = load_learner(learner).embed(files)
     rows = [
@@ -111,9 +113,12 @@ def embed(
     typer.echo(f"{out}: {len(rows)} images, {features.shape[1]} features each")
 
 
-def _check_ending(out: Path | None) -> None:
-    if out is not None and out.suffix not in ENDINGS:
-        raise BadInput(f"{out}: allowed endings: {', '.join(ENDINGS)}")
+def _check_ending(out: Path | None, *allowed: str) -> None:
+    """Raise BadInput unless `out` is the name of a file to write."""
+    if out is not None and out.suffix not in allowed:
+        raise BadInput(f"{out}: allowed endings: {', '.join(allowed)}")
+    if out is not None and out.is_dir():
+        raise BadInput(f"{out}: is a folder: allowed: a file, or a new name")
 
 
 def _save(out: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -128,6 +128,22 @@ def test_what_is_not_there_is_not_exported(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--onnx"])
+@pytest.mark.parametrize("name", ["thesis", "thesis.safetensors", "thesis.onnx"])
+def test_a_folder_is_never_exported_over(
+    option: str, name: str, learner: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / name, tmp_path / "out.safetensors"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("dear")
+    result = purer(
+        "export", learner, *(("--out", out) if option == "--onnx" else ()), option, folder
+    )
+    assert result.exit_code == 2
+    assert (folder / "chapter.tex").read_text() == "dear"
+    assert not out.exists()
+
+
 def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra purer[onnx] is optional")
     out = tmp_path / "learner.onnx"
