@@ -11,7 +11,7 @@ distilled learner), else those of the support images, never those of the other q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from stages.common.architectures import batch_moments, channels_last
 from stages.common.learner import Learner, LearnerInfo, Theta
 from stages.common.learner import load_learner as _load
+from stages.interface.device import resolve
 from stages.interface.errors import BadInput
 from stages.use.images import stack
 
@@ -35,8 +36,12 @@ Images = Iterable[Any] | Tensor
 def load_learner(path: str | Path, device: str = "cpu") -> FewShotLearner:
     """The learner of a file of `purer export`, or of a snapshot of meta_train.
 
-    Raises BadInput for a file that is missing, truncated, or no learner's.
+    `device`: cpu, cuda, cuda:1, or auto, which is cuda where there is one.
+
+    Raises BadInput for a file that is missing, truncated, or no learner's, and for a device that
+    is not there.
     """
+    device = resolve(device)
     return FewShotLearner(*_load(Path(path), device), device)
 
 
@@ -47,15 +52,17 @@ class FewShotLearner:
         self.info = info
         self._learner, self._theta, self._device = learner, theta, device
 
-    def adapt(self, images: Images, labels: Sequence[Any]) -> Classifier:
+    def adapt(self, images: Images, labels: Iterable[Any]) -> Classifier:
         """A classifier by the nearest class mean, from images and the label of each.
+
+        Labels are names, numbers, or a tensor or array of numbers.
 
         Any number of classes, two or more, and of images of each.
 
         Raises BadInput if there are not as many labels as images, or only one class.
         """
         x = self._input(images)
-        labels = list(labels)
+        labels = [_label(label) for label in labels]
         if len(labels) != len(x):
             raise BadInput(f"{len(x)} images and {len(labels)} labels: allowed: one for each")
         classes = list(dict.fromkeys(labels))
@@ -66,8 +73,8 @@ class FewShotLearner:
             with torch.inference_mode():
                 moments = batch_moments(self._learner.forward(self._theta, x).bn_inputs)
         z = self._features(x, moments)
-        belongs = torch.tensor([[label == name for label in labels] for name in classes])
-        share = belongs.to(z) / belongs.sum(1, keepdim=True)
+        belongs = torch.tensor([[label == name for label in labels] for name in classes]).to(z)
+        share = belongs / belongs.sum(1, keepdim=True)
         return Classifier(self, classes, F.normalize(share @ z, dim=1), moments)
 
     def embed(self, images: Images) -> Tensor:
@@ -93,6 +100,14 @@ class FewShotLearner:
                 for part in x.split(BATCH)
             ]
             return F.normalize(torch.cat([output.features for output in outputs]), dim=1)
+
+
+def _label(label: Any) -> Any:
+    """A name or number; of an element of a tensor, its value: no two tensors are one to a dict."""
+    value = label.tolist() if hasattr(label, "tolist") else label
+    if isinstance(value, list):
+        raise BadInput(f"a label {value}: allowed: one name or number an image")
+    return value
 
 
 class Classifier:

@@ -177,6 +177,25 @@ def test_it_is_the_nearest_class_mean_of_the_learner(file: Path) -> None:
     assert torch.allclose(learner.embed(images), F.normalize(z), atol=1e-5)
 
 
+def test_labels_may_be_a_tensor_or_an_array(file: Path) -> None:
+    images = procedural_images(12, 16, generator(0, "x"))
+    labels = torch.tensor([3, 1, 2]).repeat_interleave(4)
+    learner = load_learner(file)
+    expected = learner.adapt(images, [3] * 4 + [1] * 4 + [2] * 4)
+    assert expected.classes == [3, 1, 2]
+    for form in (labels, labels.numpy(), list(labels), list(labels.numpy())):
+        classifier = learner.adapt(images, form)
+        assert classifier.classes == expected.classes
+        assert torch.equal(classifier.means, expected.means)
+        assert classifier.predict(images) == expected.predict(images)
+
+
+def test_a_device_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(BadInput, match="device = 'cuda:99': this machine has"):
+        load_learner(file, "cuda:99")
+    assert load_learner(file, "auto").adapt(torch.zeros(2, 16, 16, 3).byte(), "ab").classes
+
+
 def test_an_image_is_judged_alone(file: Path) -> None:
     images = procedural_images(20, 16, generator(0, "x"))
     classifier = load_learner(file).adapt(images[:8], ["a", "b"] * 4)
@@ -238,6 +257,8 @@ def test_labels_that_do_not_fit_are_refused(file: Path) -> None:
         learner.adapt(images, [0, 1, 1])
     with pytest.raises(BadInput, match=r"one class only \('x'\)"):
         learner.adapt(images, ["x"] * 4)
+    with pytest.raises(BadInput, match=r"a label \[1, 0\]: allowed: one name or number"):
+        learner.adapt(images, torch.eye(2).long().repeat(2, 1))
     with pytest.raises(BadInput, match="no image given"):
         learner.adapt([], [])
 
