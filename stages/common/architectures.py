@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common.params import Precision
+from stages.interface.errors import BadInput
 
 
 class Output(NamedTuple):
@@ -38,7 +39,9 @@ class Conv4(nn.Module):
     ) -> None:
         super().__init__()
         if image_size < 16:
-            raise ValueError(f"Conv4 halves the image four times: {image_size} pixels < 16")
+            raise BadInput(
+                f"image_size = {image_size}: Conv4 halves images four times: allowed: 16 or more"
+            )
         channels = [3, width, width, width, width]
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, padding=1) for c_in, c_out in itertools.pairwise(channels)

@@ -121,7 +121,12 @@ def metadata_of(file: Any, path: Path) -> dict[str, Any]:
     metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise BadInput(f"{path}: not written by purer (no metadata key {METADATA_KEY!r})")
-    content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: its metadata is not a JSON object: not written by purer")
     return content
 
 

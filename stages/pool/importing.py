@@ -88,9 +88,9 @@ def add_teacher(
 
     `net`: the network or its state dict; output j stands for class_names[j]. `architecture`: a
     name of stages/common/networks.py, from which the network is made again whenever the pool is
-    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`. Pixels p in
-    [0, 1] were shown to it as (p - mean) / std, images as squares of `image_size`. `source`: what
-    an error calls it.
+    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`: here at
+    once, later only where PURER_TRUST names its module. Pixels p in [0, 1] were shown to it as
+    (p - mean) / std, images as squares of `image_size`. `source`: what an error calls it.
 
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
@@ -114,13 +114,8 @@ def add_teacher(
     state = {n: t.detach().cpu().clone() for n, t in state.items() if not n.startswith(extra)}
     try:
         made = build_network(architecture, outputs, image_size, arguments)
-    except BadInput:
-        raise
-    except Exception as error:  # whatever somebody's maker raises
-        raise BadInput(
-            f"{source}: no {architecture} of {outputs} outputs for {image_size} pixels with"
-            f" arguments {dict(arguments or {})}: {error}"
-        ) from None
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
     for info in known:

@@ -106,6 +106,10 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(BadInput, match="not written by purer"):
         load_tensors(path)
+    for metadata in ("{", "[1]", '"abc"'):
+        save_file({"a": torch.ones(1)}, path, {"purer": metadata})
+        with pytest.raises(BadInput, match="its metadata is not a JSON object"):
+            load_tensors(path)
     path.write_bytes(b"garbage")
     with pytest.raises(BadInput, match="not a whole safetensors file"):
         load_tensors(path)

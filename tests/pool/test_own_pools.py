@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,14 @@ from stages.pool.checking import NORMALISATIONS, check_pool
 from stages.pool.command import _classes
 from stages.pool.importing import add_teacher, read_state
 from tests.conftest import random_state, teacher_info
+
+HERE = "tests.pool.test_own_pools"
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools may name the networks of this file."""
+    monkeypatch.setenv("PURER_TRUST", f"another, {HERE}")
 
 
 class Small(nn.Module):
@@ -109,6 +118,8 @@ def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
     assert (output.logits.shape, output.bn_inputs) == ((1, 7), [])
     with pytest.raises(BadInput, match=r"did you mean .convnext_atto"):
         build_network("timm/convnext_atoo", 7, 64)
+    with pytest.raises(BadInput, match="checkpoint_path"):
+        build_network("timm/convnext_atto", 7, 64, {"checkpoint_path": "code.pth"})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,8 @@ def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
         ("python/tests.pool.test_own_pools:Smal", "has no 'Smal'"),
         ("python/tests.pool.test_own_pools:tree", "missing 1 required"),
         ("python/tests.pool.test_own_pools:Small", "has 3 outputs, the manifest says 5"),
+        ("python/tests.pool.test_own_pools:trained_resnet", "has 3 outputs, the manifest says 5"),
+        ("python/builtins:dict", "gave a dict, allowed: an nn.Module"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused(name: str, message: str) -> None:
@@ -250,6 +263,7 @@ def test_a_network_that_is_no_classifier_is_refused(
     assert not (tmp_path / "pool").exists()
 
 
+@pytest.mark.usefixtures("trusted")
 def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
     net = Small(width=4)
     where = "python/tests.pool.test_own_pools:Small"
@@ -264,6 +278,53 @@ def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
     assert teacher.net(x).bn_inputs == []
     row = load_json(tmp_path / "pool" / "manifest.json")["teachers"][0]
     assert (row["architecture"], row["arguments"]) == (where, {"width": 4})
+
+
+SPY = """
+from pathlib import Path
+from torch import nn
+(Path(__file__).parent / "ran").touch()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+"""
+
+
+def test_the_code_of_a_pool_runs_only_if_its_module_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings the module says so by adding a teacher; whoever reads a pool, by name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "spy_net.py").write_text(SPY)
+    weights, pool = tmp_path / "net.safetensors", tmp_path / "pool"
+    save_file(nn.Linear(3, 3).state_dict(prefix="head."), weights)
+    given = (pool, weights, "--architecture", "python/spy_net:Net", *IMPORT)
+    assert purer("pool", "import", *given).exit_code == 0
+    (tmp_path / "ran").unlink()
+    del sys.modules["spy_net"]
+
+    for trusted in (None, "spy", "spy_net.other,other", ""):
+        if trusted is not None:
+            monkeypatch.setenv("PURER_TRUST", trusted)
+        with pytest.raises(BadInput, match=r"PURER_TRUST=.*spy_net"):
+            load_pool(pool)
+        for command in ("check", "adopt"):
+            out = ("--out", tmp_path / "adopted") if command == "adopt" else ()
+            result = purer("pool", command, pool, *out)
+            assert (result.exit_code, "PURER_TRUST=" in result.output) == (2, True)
+        assert "spy_net" not in sys.modules
+        assert not (tmp_path / "ran").exists()
+        assert not (tmp_path / "adopted").exists()
+    assert purer("pool", "show", pool).exit_code == 0  # which reads names only
+
+    monkeypatch.setenv("PURER_TRUST", "other,spy_net")
+    assert len(load_pool(pool)) == 1
+    assert (tmp_path / "ran").exists()
 
 
 class Dangerous:
@@ -324,7 +385,7 @@ def test_a_file_that_is_no_state_dict_is_refused(
         ({"--classes": "a,b,b"}, "allowed: two or more, unlike"),
         ({"--classes": "a,"}, "allowed: two or more, unlike"),
         ({"--classes": "names.txt"}, "classes = 'names.txt': No such file"),
-        ({"--architecture": "conv4", "--image-size": "8"}, "no conv4 of 3 outputs for 8 pixels"),
+        ({"--architecture": "conv4", "--image-size": "8"}, "image_size = 8: Conv4 .* 16 or more"),
         ({"--arguments": '{"depth": 12}'}, "conv4 takes none"),
         ({"--arguments": "[1]"}, r"arguments = '\[1\]': allowed: a JSON object"),
         ({"--architecture": "conv5"}, 'did you mean "conv4"'),
@@ -409,6 +470,7 @@ def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
     assert "its n_outputs is 3, the manifest says 4" in found[1][0]
 
 
+@pytest.mark.usefixtures("trusted")
 def test_a_network_without_batch_norm_is_said_to_be_unchecked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     where = "python/tests.pool.test_own_pools:Small"
