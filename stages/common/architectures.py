@@ -158,8 +158,16 @@ def build(
 
 
 def bn_layers(net: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
-    """Names and BatchNorm layers of `net`, in the order of `Output.bn_inputs`."""
-    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    """Names and BatchNorm layers of `net`, in the order of `Output.bn_inputs`.
+
+    Only those that remember what they saw: others (track_running_stats=False) tell inversion
+    nothing.
+    """
+    return [
+        (name, layer)
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+    ]
 
 
 def batch_moments(bn_inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -41,11 +41,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     The block may create a file or a folder there. A file replaces a file; a folder replaces one
     that is empty or that a stage wrote.
 
-    Raises BadInput, before the block runs where that can be known, if something else is there.
+    Raises BadInput, before the block runs where that can be known, if something else is there, and
+    OSError if nothing can be written there.
     """
     check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    temporary.unlink()
     try:
         yield temporary
         if temporary.is_file():
@@ -136,11 +139,11 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Raises BadInput for a file that is missing or not JSON."""
+    """Raises BadInput for a file that is missing, cannot be read, or is not JSON."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
     except ValueError as error:
         raise BadInput(f"{path}: not valid JSON: {error}") from None
 

@@ -44,13 +44,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run ({first})."
-            " Allowed: torch.save(net.state_dict(), ...)"
+            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run"
+            f" ({_first_line(error)}). Allowed: torch.save(net.state_dict(), ...)"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise BadInput(f"{path}: not a whole checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever torch makes of a broken file
+        raise BadInput(f"{path}: not a whole checkpoint: {_first_line(error)}") from None
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -62,6 +61,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
             )
     return _plain(dict(content))
+
+
+def _first_line(error: Exception) -> str:
+    """Of its message; its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,9 +164,9 @@ def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None
         with torch.inference_mode():
             logits = net.eval()(torch.zeros(2, 3, image_size, image_size)).logits
     except Exception as error:  # whatever somebody's network raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"{source}: does not take images of {image_size} x {image_size} pixels: {first}"
+            f"{source}: does not take images of {image_size} x {image_size} pixels:"
+            f" {_first_line(error)}"
         ) from None
     if not isinstance(logits, Tensor):
         raise BadInput(f"{source}: gives a {type(logits).__name__}: allowed: one tensor of outputs")

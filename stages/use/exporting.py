@@ -44,7 +44,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
         runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    if load_json(provenance_of(folder)) not in runs:
+    if load_json(provenance_of(folder.absolute())) not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
 
@@ -52,7 +52,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
     """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
     _, theta, info = load_learner(snapshot)
-    beside = provenance_of(snapshot.parents[1])
+    beside = provenance_of(snapshot.absolute().parents[1])  # "." has no name
     provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
     save_learner(out, theta, replace(info, provenance=provenance))
     return info

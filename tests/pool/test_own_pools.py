@@ -19,9 +19,11 @@ from stages.cli import app
 from stages.common.architectures import bn_layers, build
 from stages.common.files import load_json
 from stages.common.networks import Foreign, build_network
+from stages.common.params import InversionWeights
 from stages.common.pool import load_manifest, load_pool, save_manifest, save_teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
+from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
 from stages.pool.checking import NORMALISATIONS, check_pool
 from stages.pool.command import _classes
@@ -205,10 +207,24 @@ def test_arguments_of_the_maker_are_json(tmp_path: Path) -> None:
 def test_classes_may_be_many_names_or_a_file(tmp_path: Path) -> None:
     long = ",".join(f"class {i}" for i in range(200))  # longer than a file's name may be
     assert len(_classes(long)) == 200
-    (tmp_path / "names.txt").write_text("a\n\n b \n")
-    assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
-    (tmp_path / "lr=1,wd=2").write_text("c\nd")
-    assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d"]
+    for text in ("a\r\n b \r\n", "\ufeffa\nb", "a\nb\n\n \n"):
+        (tmp_path / "names.txt").write_bytes(text.encode())
+        assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
+    (tmp_path / "lr=1,wd=2").write_text("c\nd, e")
+    assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d, e"]
+    assert _classes("a, b,") == ["a", "b"]
+
+
+def test_an_empty_name_is_refused_since_those_after_it_would_shift(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n\nc\n")
+    with pytest.raises(BadInput, match=r"names.txt: line 3 is empty"):
+        _classes(str(names))
+    with pytest.raises(BadInput, match="'a,,c': name 2 is empty"):
+        _classes("a,,c")
+    names.write_bytes("Käse\nb".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"names.txt: not UTF-8 text"):
+        _classes(str(names))
 
 
 def test_a_network_joins_a_pool_once(tmp_path: Path) -> None:
@@ -227,6 +243,40 @@ def test_a_network_joins_a_pool_once(tmp_path: Path) -> None:
     assert "the same network is there already" in again.output
     other = purer("pool", "import", *given, *IMPORT, "--dataset", "another")
     assert other.exit_code == 0, other.output
+
+
+class Forgetful(nn.Module):
+    """Of its two BatchNorm layers the first keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3, track_running_stats=False)
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.second = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.conv(self.first(x))).relu().mean((2, 3)))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_layer_without_statistics_is_left_out_of_the_inversion(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = trained(Forgetful())
+    n = NORMALISATIONS["imagenet"]
+    given = (f"python/{HERE}:Forgetful", ["a", "b", "c"], 32, n.mean, n.std)
+    add_teacher(tmp_path / "pool", net, *given)
+    (teacher,) = load_pool(tmp_path / "pool")
+    x = torch.randn(8, 3, 32, 32, generator=generator(0, "x"))
+    (seen,) = teacher.net(x).bn_inputs
+    assert torch.equal(seen, net.conv(net.first(x)))
+    weights = InversionWeights(bn_statistics=1.0, tv=0.0, l2=0.0)
+    ((state, loss),) = teacher_losses([teacher], weights, "float32", lambda n: lambda f: f)
+    mean, var = seen.mean((0, 2, 3)), seen.var((0, 2, 3), correction=0)
+    layer = net.second
+    expected = (mean - layer.running_mean).norm() + (var - layer.running_var).norm()
+    found = loss(state, x, torch.zeros(8, dtype=torch.long)).bn_statistics
+    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 class Odd(nn.Module):
@@ -339,6 +389,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     torch.save([1, 2], folder / "list.pt")
     torch.save({}, folder / "empty.pt")
     (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "zero.pt").touch()
+    (folder / "cut.pt").write_bytes(pickle.dumps({"a": 1})[:-3])
+    (folder / "folder.pt").mkdir()
     (folder / "pickle.pt").write_bytes(pickle.dumps(Dangerous()))
     torch.save(state, folder / "whole.pt")
     whole = (folder / "whole.pt").read_bytes()
@@ -360,6 +413,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
         ("empty.pt", "holds a dict"),
         ("truncated.pt", "not a whole checkpoint"),
         ("truncated.safetensors", "not a whole safetensors file"),
+        ("zero.pt", "zero.pt: not a whole checkpoint: "),
+        ("cut.pt", "no checkpoint|not a whole checkpoint"),
+        ("folder.pt", "no such file"),
         ("missing.pt", "no such file"),
     ],
 )
@@ -477,4 +533,4 @@ def test_a_network_without_batch_norm_is_said_to_be_unchecked(tmp_path: Path) ->
     add_teacher(tmp_path / "pool", Small(), where, ["a", "b", "c"], 32, [0.5] * 3, [0.1] * 3)
     result = purer("pool", "check", tmp_path / "pool")
     assert result.exit_code == 0, result.output
-    assert "fine; no BatchNorm" in result.output
+    assert "fine; no BatchNorm that remembers" in result.output

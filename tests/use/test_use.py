@@ -144,6 +144,36 @@ def test_a_folder_is_never_exported_over(
     assert not out.exists()
 
 
+def test_the_present_folder_may_be_the_learner_but_not_the_file(
+    learner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learner)
+    out = tmp_path / "out.safetensors"
+    assert purer("export", ".", "--out", out).exit_code == 0
+    assert load_tensors(out)[1]["provenance"]["commit"] == "abc"
+    result = purer("export", ".", "--out", ".")
+    assert (result.exit_code, "allowed endings: .safetensors" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "/dev/null/out.safetensors"), "/dev/null: "),
+        (("--out", "/proc/out.safetensors"), "/proc/"),
+        (("--cell", "."), ".: no such file"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(
+    options: tuple[str, str], message: str, learner: Path, tmp_path: Path
+) -> None:
+    out = () if "--out" in options else ("--out", tmp_path / "out.safetensors")
+    result = purer("export", learner, *options, *out)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
 def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra purer[onnx] is optional")
     out = tmp_path / "learner.onnx"
