@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from stages.common.pool import (
     save_teacher,
 )
 from stages.interface.errors import BadInput
+from stages.interface.provenance import provenance_of, save_provenance
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
 PREFIX = "module."  # of a network that was trained by DataParallel
@@ -90,6 +92,8 @@ def add_teacher(
 ) -> TeacherInfo:
     """Add a classifier to the pool in `folder`, which is made if it is not there.
 
+    Beside the folder its provenance is written, as every stage does.
+
     `net`: the network or its state dict; output j stands for class_names[j]. `architecture`: a
     name of stages/common/networks.py, from which the network is made again whenever the pool is
     read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`: here at
@@ -98,6 +102,7 @@ def add_teacher(
 
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
+    start = time.monotonic()
     folder = Path(folder)
     known = load_manifest(folder) if (folder / MANIFEST).exists() else []
     if folder.exists() and not known and any(folder.iterdir()):
@@ -146,6 +151,9 @@ def add_teacher(
     )
     save_teacher(folder / info.file, info, state)
     save_manifest(folder, [*known, info])
+    beside = provenance_of(folder.absolute())  # "." has no name
+    seconds = time.monotonic() - start
+    save_provenance(beside, seconds, "cpu", stage="own_pool", source=str(folder))
     return info
 
 

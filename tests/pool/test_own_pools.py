@@ -15,6 +15,7 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner, Result
 
+from stages.aggregate.cells import Run
 from stages.cli import app
 from stages.common.architectures import bn_layers, build
 from stages.common.files import load_json
@@ -180,6 +181,23 @@ def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
     shown = purer("pool", "show", pool)
     assert "2 teachers, 3 classes" in shown.output
     assert "torchvision" in shown.output
+
+
+def test_the_provenance_of_a_pool_stands_beside_it_adopted_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    add_teacher(".", build("conv4", 3, 32), "conv4", ["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    assert purer("pool", "adopt", ".", "--out", tmp_path / "adopted").exit_code == 0
+    for name in ("mine", "adopted"):
+        run = Run.model_validate(load_json(tmp_path / f"{name}.provenance.json"))
+        assert run.stage == "own_pool"
+        assert load_json(tmp_path / f"{name}.provenance.json")["source"] == "."
+    assert [p.name for p in sorted((tmp_path / "adopted").iterdir())] == [
+        "manifest.json",
+        "teacher-00.safetensors",
+    ]
 
 
 def test_heads_that_only_training_uses_are_left_out(tmp_path: Path) -> None:
