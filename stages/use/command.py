@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages.interface.errors import BadInput, refuses_bad_input
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEARNER = Annotated[Path, typer.Option(help="A file of `purer export`.")]
 TABLES = (".csv", ".parquet")
@@ -81,15 +83,12 @@ def adapt(
     shots = [(file, name) for name, found in classes.items() for file in found]
     classifier = model.adapt([file for file, _ in shots], [name for _, name in shots])
     shares = classifier.probabilities(files)
-    best = shares.argmax(1).tolist()
-    rows = [
-        dict(zip(COLUMNS, (image, classifier.classes[k]), strict=True))
-        | dict(zip(classifier.classes, map(float, share), strict=True))
-        for image, k, share in zip(names(files), best, shares.tolist(), strict=True)
-    ]
+    predicted = [classifier.classes[k] for k in shares.argmax(1).tolist()]
+    columns = dict(zip(COLUMNS, (names(files), predicted), strict=True))
     if out is not None:
-        _save(out, rows)
-    _show(rows, f"{len(classes)} classes from {len(shots)} images", out)
+        _save(out, columns, classifier.classes, shares)
+    _show(columns["image"], classifier.classes, shares, out)
+    typer.echo(f"{len(classes)} classes from {len(shots)} images")
 
 
 @refuses_bad_input
@@ -105,12 +104,9 @@ def embed(
     _check_ending(out, *TABLES)
     files = [file for place in images for file in image_files(place)]
     features = load_learner(learner).embed(files)
-    rows = [
-        {"image": name} | {f"feature_{i}": value for i, value in enumerate(row)}
-        for name, row in zip(names(files), features.tolist(), strict=True)
-    ]
-    _save(out, rows)
-    typer.echo(f"{out}: {len(rows)} images, {features.shape[1]} features each")
+    n, d = features.shape
+    _save(out, {"image": names(files)}, [f"feature_{i}" for i in range(d)], features)
+    typer.echo(f"{out}: {n} images, {d} features each")
 
 
 def _check_ending(out: Path | None, *allowed: str) -> None:
@@ -121,35 +117,37 @@ def _check_ending(out: Path | None, *allowed: str) -> None:
         raise BadInput(f"{out}: is a folder: allowed: a file, or a new name")
 
 
-def _save(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _save(
+    out: Path, columns: Mapping[str, list[str]], headings: Sequence[str], numbers: Tensor
+) -> None:
+    """A table of `columns`, then a column of `numbers` (rows, headings) for each heading."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
     from stages.common.files import written_whole
 
+    values = numbers.T.contiguous().cpu().numpy()
+    table = pa.table({**columns, **dict(zip(headings, values, strict=True))})
     with written_whole(out) as temporary:
-        if out.suffix == ".csv":
-            with temporary.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            import pyarrow as pa
-            from pyarrow import parquet
-
-            parquet.write_table(pa.Table.from_pylist(list(rows)), temporary)
+        (csv.write_csv if out.suffix == ".csv" else parquet.write_table)(table, temporary)
 
 
-def _show(rows: Sequence[dict[str, Any]], title: str, out: Path | None) -> None:
+def _show(images: Sequence[str], classes: Sequence[str], shares: Tensor, out: Path | None) -> None:
+    """The two most probable classes of the first images."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table()
     for heading in ("image", "class", "probability", "next"):
         table.add_column(heading, overflow="fold")
-    for row in rows[:SHOWN]:
-        shares = sorted(list(row.items())[len(COLUMNS) :], key=lambda item: -item[1])
-        first, second = shares[:2]
-        table.add_row(row["image"], first[0], f"{first[1]:.2f}", f"{second[0]} {second[1]:.2f}")
+    best = shares.topk(2, 1)
+    for image, share, k in zip(
+        images[:SHOWN], best.values.tolist(), best.indices.tolist(), strict=False
+    ):
+        first, second = classes[k[0]], classes[k[1]]
+        table.add_row(image, first, f"{share[0]:.2f}", f"{second} {share[1]:.2f}")
     Console().print(table)
-    if len(rows) > SHOWN:
-        typer.echo(f"and {len(rows) - SHOWN} more" + (f" in {out}" if out else "; see --out"))
+    if len(images) > SHOWN:
+        typer.echo(f"and {len(images) - SHOWN} more" + (f" in {out}" if out else "; see --out"))
     elif out is not None:
-        typer.echo(f"{out}: {len(rows)} predictions")
+        typer.echo(f"{out}: {len(images)} predictions")

@@ -23,6 +23,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_test.nearest_class_mean import nearest
+from stages.use import few_shot
 from stages.use.few_shot import load_learner
 from stages.use.images import pixels
 from tests.common.test_distilled import info, network
@@ -255,19 +256,122 @@ def test_arrays_tensors_pictures_and_paths_are_one(file: Path, tmp_path: Path) -
     assert torch.equal(grey[..., 0], grey[..., 2])
 
 
-def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
+def test_a_turned_photograph_is_turned_back_from_a_path_or_not(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 20))
     image.paste((255, 255, 255), (0, 0, 20, 5))  # white above
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
-    assert pixels(tmp_path / "x.png", 20)[-1].float().mean() == 255
+    for form in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
+        assert pixels(form, 20)[-1].float().mean() == 255
+
+
+RAMP = np.linspace(0, 1, 16).reshape(4, 4)  # from black to white
+
+
+@pytest.mark.parametrize(
+    ("values", "ending"),
+    [
+        ((RAMP * 255).round().astype(np.uint8), "png"),
+        ((RAMP * 65535).round().astype(np.uint16), "png"),
+        ((RAMP * 65535).round().astype(np.uint16), "tif"),
+        ((RAMP * 65535).round().astype(np.int32), "tif"),
+        ((RAMP * 1e6).round().astype(np.int32) - 77, "tif"),  # of no known scale: its own
+        (RAMP.astype(np.float32), "tif"),
+        ((RAMP * 9000 - 500).astype(np.float32), "tif"),
+    ],
+)
+def test_grey_of_any_depth_is_grey_of_eight_bits(
+    values: np.ndarray, ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(values).save(path)
+    expected = np.repeat((RAMP * 255).round()[..., None], 3, 2)
+    for form in (path, Image.open(path)):
+        assert np.abs(pixels(form, 4).numpy() - expected).max() <= 1
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    array = np.zeros((8, 8, 4), np.uint8)
+    array[..., 0] = 200  # red,
+    array[4:, :, 3] = 255  # but only the lower half of it to be seen
+    path = tmp_path / "x.png"
+    Image.fromarray(array).save(path)
+    expected = torch.full((8, 8, 3), 255, dtype=torch.uint8)
+    expected[4:] = torch.tensor([200, 0, 0], dtype=torch.uint8)
+    floats = array.transpose(2, 0, 1).astype(np.float32) / 255
+    for form in (path, Image.open(path), array, floats):
+        assert torch.equal(pixels(form, 8), expected)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.save(tmp_path / "x.gif", transparency=1)
+    assert pixels(tmp_path / "x.gif", 4).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"])
+def test_every_mode_of_pillow_is_read(mode: str) -> None:
+    assert pixels(Image.new("L", (4, 4), 255).convert(mode), 4).min() >= 254
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (8, 8, 1)])
+def test_arrays_of_one_channel_are_grey(shape: tuple[int, ...]) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    expected = pixels(grey, 8)
+    assert np.array_equal(expected.numpy(), np.repeat(grey[..., None], 3, 2))
+    assert torch.equal(pixels(grey.reshape(shape), 8), expected)
+    assert torch.equal(pixels(torch.from_numpy(grey.reshape(shape)), 8), expected)
+
+
+def test_true_is_white() -> None:
+    mask = RAMP > 0.5
+    expected = pixels(mask.astype(np.uint8) * 255, 4)
+    for form in (mask, torch.from_numpy(mask), torch.from_numpy(mask).bfloat16()):
+        assert torch.equal(pixels(form, 4), expected)
+    assert expected.max() == 255
+
+
+def test_one_image_alone_is_a_list_of_it(file: Path, tmp_path: Path) -> None:
+    image = picture("red", 1)
+    image.save(tmp_path / "x.png")
+    array = np.asarray(image)
+    learner = load_learner(file)
+    images = [picture(name, i) for name in COLOURS for i in range(3)]
+    classifier = learner.adapt(images, [name for name in COLOURS for _ in range(3)])
+    expected = classifier.probabilities([image])
+    forms = (image, tmp_path / "x.png", str(tmp_path / "x.png"), array, torch.tensor(array))
+    assert torch.equal(classifier.probabilities(iter([image])), expected)
+    for form in (*forms, array[None], (image,)):
+        assert torch.equal(classifier.probabilities(form), expected)
+        assert classifier.predict(form) == ["red"]
+    with pytest.raises(BadInput, match="images of type int"):
+        classifier.predict(7)
+    with pytest.raises(BadInput, match="9 images and 2 labels"):
+        learner.adapt(images, ["a", "b"])
+
+
+def test_images_are_read_and_judged_in_parts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = procedural_images(11, 16, generator(0, "x"))
+    learner, read = load_learner(file), []
+    whole = learner.embed(images)
+    monkeypatch.setattr(few_shot, "BATCH", 4)
+    plain = few_shot.stack
+    monkeypatch.setattr(few_shot, "stack", lambda part, n: read.append(len(part)) or plain(part, n))
+    assert torch.allclose(learner.embed(images), whole, atol=1e-6)
+    assert learner.adapt(images, [0, 1] * 5 + [0]).predict(images[:5])
+    assert read == [4, 4, 3, 4, 4, 3, 4, 1]
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
+        (np.zeros((5, 4, 2)), r"shape \(5, 4, 2\)"),
+        (np.zeros(4), r"shape \(4,\)"),
+        (np.zeros((1, 4, 4, 3)), r"shape \(1, 4, 4, 3\)"),
+        (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\): allowed: one pixel or more"),
+        (np.full((4, 4), "a"), "an image of <U1: allowed: numbers"),
+        (torch.zeros(3, 0, 4), r"shape \(3, 0, 4\)"),
+        (Image.new("RGB", (0, 4)), "an image: not a readable image: it has 0 x 4 pixels"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "numbers that are not finite"),
         (np.full((4, 4, 3), 3.0), "floats from 3 to 3: allowed: 0 to 1"),
         (np.full((4, 4, 3), np.nan), "floats from nan"),
         (np.full((4, 4, 3), 300), "numbers from 300 to 300"),
@@ -310,6 +414,15 @@ def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) 
 # --- the commands -----------------------------------------------------------------------------
 
 
+def test_files_that_are_no_pictures_do_not_matter(file: Path, support: Path, others: Path) -> None:
+    for stray in ("notes.pdf", "film.mpg", "table.h5", "page.eps", "x.txt", ".hidden.png"):
+        (others / stray).write_text("not an image")
+        (support / "red" / stray).write_text("not an image")
+    result = purer("adapt", support, "--learner", file, "--predict", others)
+    assert result.exit_code == 0, result.output
+    assert "3 classes from 15 images" in result.output
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_adapt_says_which_class_images_are_of(
     ending: str, file: Path, support: Path, others: Path, tmp_path: Path
@@ -343,6 +456,14 @@ def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -
     with out.open() as stream:
         rows = list(csv.reader(stream))
     assert len(rows) == 1 + 9
+    values = np.array([row[1:] for row in rows[1:]], np.float32)
+    paths = [others / row[0] for row in rows[1:]]
+    assert paths == sorted(others.iterdir())
+    assert np.allclose(values, load_learner(file).embed(paths).numpy(), atol=1e-6)
+    assert purer("embed", others, "--learner", file, "--out", out.with_suffix(".parquet"))
+    table = pd.read_parquet(out.with_suffix(".parquet"))
+    assert list(table.columns) == rows[0]
+    assert np.array_equal(table.iloc[:, 1:].to_numpy(np.float32), values)
     assert rows[0][:2] == ["image", "feature_0"]
     assert len(rows[1]) == 1 + 42
 
