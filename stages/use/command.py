@@ -34,6 +34,7 @@ def export(
 ) -> None:
     """One file of a learner with everything needed to use it."""
     from stages.use.exporting import (
+        check_onnx,
         chosen_snapshot,
         export_onnx,
         export_safetensors,
@@ -46,7 +47,10 @@ def export(
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
         iteration = selected_iteration(cell, learner)
-    info = export_safetensors(chosen_snapshot(learner, iteration), out)
+    snapshot = chosen_snapshot(learner, iteration)
+    if onnx is not None:
+        check_onnx(snapshot)  # before anything is written
+    info = export_safetensors(snapshot, out)
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
         f" pixels, after {info.iteration} iterations"

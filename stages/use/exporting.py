@@ -75,26 +75,37 @@ class _Embedding(nn.Module):
         return nn.functional.normalize(features, dim=1)
 
 
-def export_onnx(file: Path, out: Path) -> float:
-    """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
+def check_onnx(file: Path) -> None:
+    """Raise BadInput unless the learner of `file` can become ONNX here.
 
-    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
-
-    Raises BadInput if onnx, onnxscript and onnxruntime are not installed, for a learner whose
-    features depend on the batch, and if the two differ by more than the tolerance.
+    For a learner whose features depend on the batch, and where onnx, onnxscript and onnxruntime are
+    not installed.
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"ONNX needs {error.name}: pip install 'purer[onnx]'") from None
-    learner, theta, info = load_learner(file)
+        raise BadInput(f"ONNX needs {error.name}: pip install -e '.[onnx]' in the clone") from None
+    learner, _, info = load_learner(file)
     if not learner.keeps_statistics:
         raise BadInput(
             f"{file}: a learner of method {info.method} normalises with a batch's statistics, so"
             " it is no function of one image; allowed as ONNX: distilled learners"
         )
+
+
+def export_onnx(file: Path, out: Path) -> float:
+    """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
+
+    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
+
+    Raises BadInput as `check_onnx`, and if the two differ by more than the tolerance.
+    """
+    check_onnx(file)
+    import onnxruntime
+
+    learner, theta, info = load_learner(file)
     embedding = _Embedding(learner, theta, info).eval()
     x = torch.rand(CHECKED_IMAGES, 3, info.image_size, info.image_size)
     with written_whole(out) as temporary:

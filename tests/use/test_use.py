@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import struct
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,28 @@ def test_what_the_system_refuses_is_one_message(
     assert result.output.startswith("error: ")
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def learner_without_statistics(folder: Path) -> Path:
+    path = folder / "snapshots" / "iteration-000001.safetensors"
+    own = replace(info(), distilled=None, method="eci", meta_learner="maml")
+    save_learner(path, initial_theta("conv4", 4, 16, generator(0, "theta")), own)
+    return path
+
+
+def test_what_cannot_become_onnx_is_refused_before_anything_is_written(
+    learner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = learner_without_statistics(tmp_path / "plain").parents[1]
+    given = ("--out", tmp_path / "x.safetensors", "--onnx", tmp_path / "x.onnx")
+    if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
+        result = purer("export", plain, *given)
+        assert result.exit_code == 2
+        assert "no function of one image" in result.output.replace("\n", " ")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    result = purer("export", learner, *given)
+    assert (result.exit_code, "pip install -e '.[onnx]'" in result.output) == (2, True)
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path: Path) -> None:
@@ -398,10 +422,7 @@ def test_labels_that_do_not_fit_are_refused(file: Path) -> None:
 
 
 def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) -> None:
-    theta = initial_theta("conv4", 4, 16, generator(0, "theta"))
-    own = replace(info(), distilled=None, method="eci", meta_learner="maml")
-    save_learner(tmp_path / "x.safetensors", theta, own)
-    learner = load_learner(tmp_path / "x.safetensors")
+    learner = load_learner(learner_without_statistics(tmp_path))
     images = procedural_images(20, 16, generator(0, "x"))
     classifier = learner.adapt(images[:8], ["a", "b"] * 4)
     together = classifier.probabilities(images[8:])
