@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common.params import Precision
+from stages.interface.errors import BadInput
 
 
 class Output(NamedTuple):
@@ -38,7 +39,9 @@ class Conv4(nn.Module):
     ) -> None:
         super().__init__()
         if image_size < 16:
-            raise ValueError(f"Conv4 halves the image four times: {image_size} pixels < 16")
+            raise BadInput(
+                f"image_size = {image_size}: Conv4 halves images four times: allowed: 16 or more"
+            )
         channels = [3, width, width, width, width]
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, padding=1) for c_in, c_out in itertools.pairwise(channels)
@@ -155,8 +158,16 @@ def build(
 
 
 def bn_layers(net: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
-    """Names and BatchNorm layers of `net`, in the order of `Output.bn_inputs`."""
-    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    """Names and BatchNorm layers of `net`, in the order of `Output.bn_inputs`.
+
+    Only those that remember what they saw: others (track_running_stats=False) tell inversion
+    nothing.
+    """
+    return [
+        (name, layer)
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+    ]
 
 
 def batch_moments(bn_inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:

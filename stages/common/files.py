@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,40 @@ if TYPE_CHECKING:
 METADATA_KEY = "purer"
 
 
+# What the stages put into folders. A folder with anything else in it is somebody's own.
+OURS = (
+    *("manifest.json", "teacher-*.safetensors"),  # a pool
+    *("snapshots", "history.parquet", "synthetic.safetensors", "synthetic.png"),  # a learner
+    *("episodes.parquet", "provenance.json"),  # an evaluation
+    *("table*.md", "table*.parquet", "every_row-*", "distillation*", "*-*way*.png"),  # a report
+    *("accuracy.*", "history.csv", "selection.csv", "training.png"),  # the selected cell
+)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
-    The block may create a file or a folder there; what stood at `path` is replaced.
+    The block may create a file or a folder there. A file replaces a file; a folder replaces one
+    that is empty or that a stage wrote.
+
+    Raises BadInput, before the block runs where that can be known, if something else is there, and
+    OSError if nothing can be written there.
     """
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.touch()
+    temporary.unlink()
     try:
         yield temporary
         if temporary.is_file():
             temporary.chmod(0o644)  # safetensors writes files that only their owner can read
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            found, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise BadInput(f"{path}: is a {found}: allowed: a {wanted}, or a new name")
         if path.is_dir():
+            check_place(path)
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
@@ -43,6 +65,24 @@ def written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raise BadInput if `path` is no name, or a folder with anything in it that is not ours."""
+    if path.name in ("", ".."):
+        raise BadInput(f"{path}: no place to write to: allowed: the name of a file or folder")
+    if not path.is_dir():
+        return
+    foreign = [
+        entry.name
+        for entry in sorted(path.iterdir())
+        if not any(fnmatch(entry.name, ours) for ours in OURS)
+    ]
+    if foreign:
+        raise BadInput(
+            f"{path}: a folder that holds {foreign[0]!r}, which purer did not write, so it is not"
+            " replaced; allowed: a new name, an empty folder, or one that a stage wrote"
+        )
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -84,7 +124,12 @@ def metadata_of(file: Any, path: Path) -> dict[str, Any]:
     metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise BadInput(f"{path}: not written by purer (no metadata key {METADATA_KEY!r})")
-    content: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: its metadata is not a JSON object: not written by purer")
     return content
 
 
@@ -94,11 +139,11 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """Raises BadInput for a file that is missing or not JSON."""
+    """Raises BadInput for a file that is missing, cannot be read, or is not JSON."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
     except ValueError as error:
         raise BadInput(f"{path}: not valid JSON: {error}") from None
 

@@ -5,6 +5,9 @@
     timm/NAME                 any of timm, where timm is installed
     python/MODULE:FUNCTION    a function of your own that returns an nn.Module
 
+The last runs code. Where the name comes from a pool's manifest, which somebody else may have
+written, the module must be named in the environment variable PURER_TRUST (`check_trusted`).
+
 A network from elsewhere is wrapped: its features are what its head is given (its last linear layer;
 without any, its last convolution, as in SqueezeNet, whose input is averaged over the image), and
 the inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT, ConvNeXt); then
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build
 from stages.interface.errors import BadInput, did_you_mean
 
-KINDS = ("torchvision", "timm", "python")
+TRUST = "PURER_TRUST"  # environment variable: modules whose code a manifest may run, by commas
 
 
 class Foreign(nn.Module):
@@ -70,11 +74,40 @@ def build_network(
     """A freshly made network of that name that returns an `Output`; `arguments` go to its maker.
 
     Raises BadInput for a name that does not exist, with the nearest ones, for one whose package is
-    not installed, and for arguments to one of the project's own, which take none.
+    not installed, and for outputs, a size or arguments that the maker refuses; the project's own
+    take no arguments.
     """
+    try:
+        return _made(name, n_outputs, image_size, arguments or {})
+    except BadInput:
+        raise
+    except Exception as error:  # whatever somebody's maker raises
+        raise BadInput(
+            f"no {name} of {n_outputs} outputs for {image_size} pixels with arguments"
+            f" {arguments or {}}: {error}"
+        ) from None
+
+
+def check_trusted(name: str) -> None:
+    """Raise BadInput if making that architecture runs code that the user has not trusted.
+
+    For a name that was read from a file: what runs is then its author's choice.
+    """
+    kind, _, rest = name.partition("/")
+    module = rest.partition(":")[0]
+    trusted = [part.strip() for part in os.environ.get(TRUST, "").split(",")]
+    if kind == "python" and module not in trusted:
+        raise BadInput(
+            f"architecture = {name!r}: to read this teacher is to run code of the Python module"
+            f" {module!r} with arguments from the pool; if you trust both, set"
+            f" {TRUST}={','.join([*filter(None, trusted), module])}"
+        )
+
+
+def _made(name: str, n_outputs: int, image_size: int, arguments: Mapping[str, Any]) -> nn.Module:
     if name in ARCHITECTURES:
         if arguments:
-            raise BadInput(f"arguments = {dict(arguments)}: {name} takes none")
+            raise BadInput(f"arguments = {arguments}: {name} takes none")
         return build(name, n_outputs, image_size)
     kind, _, rest = name.partition("/")
     makers: dict[str, Callable[..., nn.Module]] = {
@@ -88,7 +121,7 @@ def build_network(
             f"architecture = {name!r}: allowed: {', '.join(ARCHITECTURES)},"
             f" torchvision/NAME, timm/NAME, python/MODULE:FUNCTION{near}"
         )
-    return Foreign(makers[kind](rest, n_outputs, dict(arguments or {})))
+    return Foreign(makers[kind](rest, n_outputs, dict(arguments)))
 
 
 def own_module(net: nn.Module) -> nn.Module:
@@ -137,7 +170,13 @@ def _timm(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
         raise BadInput(
             f"architecture = 'timm/{name}': timm has no such model{did_you_mean(name, names)}"
         )
-    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_outputs, **arguments)
+    net: nn.Module = timm.create_model(
+        name,
+        pretrained=False,
+        checkpoint_path="",  # so that `arguments` cannot name a file, which timm might unpickle
+        num_classes=n_outputs,
+        **arguments,
+    )
     return net
 
 
@@ -145,13 +184,12 @@ def _python(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
     module, _, function = name.partition(":")
     where = f"architecture = 'python/{name}'"
     try:
-        made = getattr(importlib.import_module(module), function)(**arguments)
+        maker = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise BadInput(f"{where}: {error}; is the module's folder on PYTHONPATH?") from None
     except AttributeError:
         raise BadInput(f"{where}: {module} has no {function!r}") from None
-    except TypeError as error:
-        raise BadInput(f"{where}: called with {arguments}: {error}") from None
+    made = maker(**arguments)
     if not isinstance(made, nn.Module):
         raise BadInput(f"{where}: gave a {type(made).__name__}, allowed: an nn.Module")
     if _width(head(made)) != n_outputs:

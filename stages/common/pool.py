@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.common.dataset import Normalisation, View
 from stages.common.files import load_json, load_tensors, save_json, save_tensors
-from stages.common.networks import build_network, own_module
+from stages.common.networks import build_network, check_trusted, own_module
 from stages.interface.errors import BadInput
 
 MANIFEST = "manifest.json"
@@ -68,16 +68,20 @@ def load_manifest(folder: Path) -> list[TeacherInfo]:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such pool folder")
     content = load_json(folder / MANIFEST)
-    if not isinstance(content, dict) or not content.get("teachers"):
-        raise BadInput(f"{folder / MANIFEST}: lists no teachers")
-    return [_info(row, folder / MANIFEST) for row in content["teachers"]]
+    rows = content.get("teachers") if isinstance(content, dict) else None
+    if not rows or not isinstance(rows, list):
+        raise BadInput(f'{folder / MANIFEST}: lists no teachers: allowed: {{"teachers": [...]}}')
+    return [_info(row, folder / MANIFEST) for row in rows]
 
 
 def load_pool(folder: Path, device: str = "cpu") -> list[Teacher]:
     """All teachers, frozen and in eval mode, each checked against the manifest.
 
+    Only files that the manifest names are read; others in the folder do not matter.
+
     Raises BadInput for a missing, truncated or foreign file, for a file that disagrees with the
-    manifest, and for an unknown architecture.
+    manifest, for an architecture that is unknown or cannot be made, and for one whose code is not
+    trusted (stages/common/networks.py).
     """
     return [load_teacher(folder, info, device) for info in load_manifest(folder)]
 
@@ -93,6 +97,7 @@ def load_teacher(folder: Path, info: TeacherInfo, device: str = "cpu") -> Teache
                 f"{path}: its {name} is {getattr(own, name)!r}, the manifest says {value!r}"
             )
     try:
+        check_trusted(info.architecture)
         net = build_network(info.architecture, info.n_outputs, info.image_size, info.arguments)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
@@ -116,11 +121,31 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
     net.load_state_dict(dict(tensors))
 
 
-def _info(row: dict[str, Any], path: Path) -> TeacherInfo:
+def _info(row: Any, path: Path) -> TeacherInfo:
+    if not isinstance(row, dict):
+        raise BadInput(f"{path}: a teacher is {row!r}: allowed: an object of its metadata")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     try:
-        return TeacherInfo(**values)
+        info = TeacherInfo(**values)
+        whole = _whole(info)
     except TypeError:
-        raise BadInput(
-            f"{path}: not a teacher of a pool (its metadata has {sorted(row)})"
-        ) from None
+        whole = False
+    if not whole:
+        raise BadInput(f"{path}: not a teacher of a pool (its metadata has {sorted(row)})")
+    return info
+
+
+def _whole(info: TeacherInfo) -> bool:
+    """Whether values are of their kinds. Raises TypeError for a number in the place of a list."""
+    words = (info.file, info.architecture, info.dataset, *info.class_names)
+    counts = (info.n_outputs, info.image_size)
+    numbers = (*info.mean, *info.std)
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(n, int) and n > 0 for n in counts)
+        and all(isinstance(n, int) for n in info.class_ids)
+        and all(isinstance(n, int | float) for n in numbers)
+        and len(info.mean) == len(info.std) == 3
+        and len(info.class_ids) == len(info.class_names)
+        and isinstance(info.arguments, dict)
+    )

@@ -33,19 +33,30 @@ def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
 
 
 def refuses_bad_input(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn `BadInput` into its message on standard error and exit code 2, Ctrl-C into 130."""
+    """Turn `BadInput` into its message on standard error and exit code 2, Ctrl-C into 130.
+
+    Also what the system refuses (OSError): a place that cannot be read or written, a full disk.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         try:
             return command(*args, **kwargs)
-        except BadInput as error:
+        except BrokenPipeError:  # `| head` has seen enough: no error
+            raise
+        except (BadInput, OSError) as error:
             console.print("error:", style="bold red", end=" ")
-            console.print(str(error), markup=False)
+            console.print(_words(error), markup=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from here", style="yellow")
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

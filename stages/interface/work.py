@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from stages.common.files import check_place
 from stages.interface.errors import BadInput
 
 CODE = Path(__file__).parents[1]
@@ -41,8 +42,12 @@ def work_folder(stage: str, inputs: Any, files: list[Path], out: Path) -> Iterat
 
     Locked twice: by job, and by `out`, lest two jobs of different parameters write one place.
 
-    Raises BadInput if another process works on the same job or output.
+    Raises BadInput if another process works on the same job or output, and, before hours of work,
+    if what stands at `out` is not a stage's to replace.
     """
+    check_place(out)
+    if out.is_file():
+        raise BadInput(f"{out}: is a file: allowed: a folder, or a new name")
     root = Path(os.environ.get("DVC_ROOT", ".")) / ".work"
     folder = root / f"{stage}-{fingerprint(stage, inputs, files)}"
     place = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]

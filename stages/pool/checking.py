@@ -53,7 +53,7 @@ def check_pool(folder: Path) -> Iterator[Checked]:
         except BadInput as error:
             yield Checked(info, [str(error)], False)
             continue
-        yield Checked(info, findings(teacher), _remembers(teacher))
+        yield Checked(info, findings(teacher), bool(bn_layers(teacher.net)))
 
 
 def findings(teacher: Teacher) -> list[str]:
@@ -91,13 +91,8 @@ def misfit(teacher: Teacher, images: Tensor, normalisation: Normalisation) -> fl
     return float(terms[live].mean())
 
 
-def _remembers(teacher: Teacher) -> bool:
-    layers = bn_layers(teacher.net)
-    return bool(layers) and layers[0][1].running_var is not None
-
-
 def _better_normalisation(teacher: Teacher, images: Tensor) -> str | None:
-    if not _remembers(teacher):
+    if not bn_layers(teacher.net):
         return None
     own = misfit(teacher, images, teacher.info.normalisation)
     others = {name: misfit(teacher, images, n) for name, n in NORMALISATIONS.items()}

@@ -115,7 +115,10 @@ def check(pool: POOL) -> None:
     for info, found, remembers in check_pool(pool):
         said = "; ".join(found) or "fine"
         if not found and not remembers:
-            said += "; no BatchNorm: inverted without its statistics, normalisation not checked"
+            said += (
+                "; no BatchNorm that remembers: inverted without its statistics, normalisation not"
+                " checked"
+            )
         if twice := [name for name in info.class_names if owners[info.dataset, name] > 1]:
             said += f"; {len(twice)} classes are another teacher's as well ({_first(twice)})"
         typer.echo(f"{info.file}: {said}")
@@ -145,16 +148,29 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
 
 
 def _classes(given: str) -> list[str]:
-    """Names, from 'a,b,c' or a file with one a line."""
+    """Names, from 'a,b,c' or a file with one a line; empty ones at the end do not count.
+
+    Raises BadInput for an empty one before others, which would shift against the outputs.
+    """
+    unit, where = "line", given
     try:
-        names = Path(given).read_text().splitlines()
+        names = Path(given).read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{given}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:  # also: names too long for a file's
         if "," not in given:
             raise BadInput(
                 f"classes = {given!r}: {error.strerror}: allowed: a,b,c or a file"
             ) from None
-        names = given.split(",")
-    return [name.strip() for name in names if name.strip()]
+        unit, where, names = "name", f"classes = {given!r}", given.split(",")
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise BadInput(
+            f"{where}: {unit} {names.index('') + 1} is empty: allowed: a name for each output"
+        )
+    return names
 
 
 def _first(names: Sequence[str]) -> str:

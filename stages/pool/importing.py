@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from stages.common.pool import (
     save_teacher,
 )
 from stages.interface.errors import BadInput
+from stages.interface.provenance import provenance_of, save_provenance
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
 PREFIX = "module."  # of a network that was trained by DataParallel
@@ -44,13 +46,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
         raise BadInput(
-            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run ({first})."
-            " Allowed: torch.save(net.state_dict(), ...)"
+            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run"
+            f" ({_first_line(error)}). Allowed: torch.save(net.state_dict(), ...)"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise BadInput(f"{path}: not a whole checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever torch makes of a broken file
+        raise BadInput(f"{path}: not a whole checkpoint: {_first_line(error)}") from None
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -62,6 +63,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
             )
     return _plain(dict(content))
+
+
+def _first_line(error: Exception) -> str:
+    """Of its message; its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,14 +92,17 @@ def add_teacher(
 ) -> TeacherInfo:
     """Add a classifier to the pool in `folder`, which is made if it is not there.
 
+    Beside the folder its provenance is written, as every stage does.
+
     `net`: the network or its state dict; output j stands for class_names[j]. `architecture`: a
     name of stages/common/networks.py, from which the network is made again whenever the pool is
-    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`. Pixels p in
-    [0, 1] were shown to it as (p - mean) / std, images as squares of `image_size`. `source`: what
-    an error calls it.
+    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`: here at
+    once, later only where PURER_TRUST names its module. Pixels p in [0, 1] were shown to it as
+    (p - mean) / std, images as squares of `image_size`. `source`: what an error calls it.
 
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
+    start = time.monotonic()
     folder = Path(folder)
     known = load_manifest(folder) if (folder / MANIFEST).exists() else []
     if folder.exists() and not known and any(folder.iterdir()):
@@ -114,13 +123,8 @@ def add_teacher(
     state = {n: t.detach().cpu().clone() for n, t in state.items() if not n.startswith(extra)}
     try:
         made = build_network(architecture, outputs, image_size, arguments)
-    except BadInput:
-        raise
-    except Exception as error:  # whatever somebody's maker raises
-        raise BadInput(
-            f"{source}: no {architecture} of {outputs} outputs for {image_size} pixels with"
-            f" arguments {dict(arguments or {})}: {error}"
-        ) from None
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
     for info in known:
@@ -147,6 +151,9 @@ def add_teacher(
     )
     save_teacher(folder / info.file, info, state)
     save_manifest(folder, [*known, info])
+    beside = provenance_of(folder.absolute())  # "." has no name
+    seconds = time.monotonic() - start
+    save_provenance(beside, seconds, "cpu", stage="own_pool", source=str(folder))
     return info
 
 
@@ -165,9 +172,9 @@ def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None
         with torch.inference_mode():
             logits = net.eval()(torch.zeros(2, 3, image_size, image_size)).logits
     except Exception as error:  # whatever somebody's network raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"{source}: does not take images of {image_size} x {image_size} pixels: {first}"
+            f"{source}: does not take images of {image_size} x {image_size} pixels:"
+            f" {_first_line(error)}"
         ) from None
     if not isinstance(logits, Tensor):
         raise BadInput(f"{source}: gives a {type(logits).__name__}: allowed: one tensor of outputs")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages.interface.errors import BadInput, refuses_bad_input
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LEARNER = Annotated[Path, typer.Option(help="A file of `purer export`.")]
-ENDINGS = (".csv", ".parquet")
+TABLES = (".csv", ".parquet")
 SHOWN = 20  # predictions printed
 COLUMNS = ("image", "predicted")  # of predictions, before a column for each class
 
@@ -32,17 +34,23 @@ def export(
 ) -> None:
     """One file of a learner with everything needed to use it."""
     from stages.use.exporting import (
+        check_onnx,
         chosen_snapshot,
         export_onnx,
         export_safetensors,
         selected_iteration,
     )
 
+    _check_ending(out, ".safetensors")
+    _check_ending(onnx, ".onnx")
     if cell is not None:
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
         iteration = selected_iteration(cell, learner)
-    info = export_safetensors(chosen_snapshot(learner, iteration), out)
+    snapshot = chosen_snapshot(learner, iteration)
+    if onnx is not None:
+        check_onnx(snapshot)  # before anything is written
+    info = export_safetensors(snapshot, out)
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
         f" pixels, after {info.iteration} iterations"
@@ -67,7 +75,7 @@ def adapt(
     from stages.use.few_shot import load_learner
     from stages.use.images import class_folders, image_files, names
 
-    _check_ending(out)
+    _check_ending(out, *TABLES)
     classes = class_folders(support)
     if taken := [name for name in COLUMNS if name in classes]:
         raise BadInput(
@@ -79,15 +87,12 @@ def adapt(
     shots = [(file, name) for name, found in classes.items() for file in found]
     classifier = model.adapt([file for file, _ in shots], [name for _, name in shots])
     shares = classifier.probabilities(files)
-    best = shares.argmax(1).tolist()
-    rows = [
-        dict(zip(COLUMNS, (image, classifier.classes[k]), strict=True))
-        | dict(zip(classifier.classes, map(float, share), strict=True))
-        for image, k, share in zip(names(files), best, shares.tolist(), strict=True)
-    ]
+    predicted = [classifier.classes[k] for k in shares.argmax(1).tolist()]
+    columns = dict(zip(COLUMNS, (names(files), predicted), strict=True))
     if out is not None:
-        _save(out, rows)
-    _show(rows, f"{len(classes)} classes from {len(shots)} images", out)
+        _save(out, columns, classifier.classes, shares)
+    _show(columns["image"], classifier.classes, shares, out)
+    typer.echo(f"{len(classes)} classes from {len(shots)} images")
 
 
 @refuses_bad_input
@@ -100,51 +105,53 @@ def embed(
     from stages.use.few_shot import load_learner
     from stages.use.images import image_files, names
 
-    _check_ending(out)
+    _check_ending(out, *TABLES)
     files = [file for place in images for file in image_files(place)]
     features = load_learner(learner).embed(files)
-    rows = [
-        {"image": name} | {f"feature_{i}": value for i, value in enumerate(row)}
-        for name, row in zip(names(files), features.tolist(), strict=True)
-    ]
-    _save(out, rows)
-    typer.echo(f"{out}: {len(rows)} images, {features.shape[1]} features each")
+    n, d = features.shape
+    _save(out, {"image": names(files)}, [f"feature_{i}" for i in range(d)], features)
+    typer.echo(f"{out}: {n} images, {d} features each")
 
 
-def _check_ending(out: Path | None) -> None:
-    if out is not None and out.suffix not in ENDINGS:
-        raise BadInput(f"{out}: allowed endings: {', '.join(ENDINGS)}")
+def _check_ending(out: Path | None, *allowed: str) -> None:
+    """Raise BadInput unless `out` is the name of a file to write."""
+    if out is not None and out.suffix not in allowed:
+        raise BadInput(f"{out}: allowed endings: {', '.join(allowed)}")
+    if out is not None and out.is_dir():
+        raise BadInput(f"{out}: is a folder: allowed: a file, or a new name")
 
 
-def _save(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _save(
+    out: Path, columns: Mapping[str, list[str]], headings: Sequence[str], numbers: Tensor
+) -> None:
+    """A table of `columns`, then a column of `numbers` (rows, headings) for each heading."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
     from stages.common.files import written_whole
 
+    values = numbers.T.contiguous().cpu().numpy()
+    table = pa.table({**columns, **dict(zip(headings, values, strict=True))})
     with written_whole(out) as temporary:
-        if out.suffix == ".csv":
-            with temporary.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            import pyarrow as pa
-            from pyarrow import parquet
-
-            parquet.write_table(pa.Table.from_pylist(list(rows)), temporary)
+        (csv.write_csv if out.suffix == ".csv" else parquet.write_table)(table, temporary)
 
 
-def _show(rows: Sequence[dict[str, Any]], title: str, out: Path | None) -> None:
+def _show(images: Sequence[str], classes: Sequence[str], shares: Tensor, out: Path | None) -> None:
+    """The two most probable classes of the first images."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table()
     for heading in ("image", "class", "probability", "next"):
         table.add_column(heading, overflow="fold")
-    for row in rows[:SHOWN]:
-        shares = sorted(list(row.items())[len(COLUMNS) :], key=lambda item: -item[1])
-        first, second = shares[:2]
-        table.add_row(row["image"], first[0], f"{first[1]:.2f}", f"{second[0]} {second[1]:.2f}")
+    best = shares.topk(2, 1)
+    for image, share, k in zip(
+        images[:SHOWN], best.values.tolist(), best.indices.tolist(), strict=False
+    ):
+        first, second = classes[k[0]], classes[k[1]]
+        table.add_row(image, first, f"{share[0]:.2f}", f"{second} {share[1]:.2f}")
     Console().print(table)
-    if len(rows) > SHOWN:
-        typer.echo(f"and {len(rows) - SHOWN} more" + (f" in {out}" if out else "; see --out"))
+    if len(images) > SHOWN:
+        typer.echo(f"and {len(images) - SHOWN} more" + (f" in {out}" if out else "; see --out"))
     elif out is not None:
-        typer.echo(f"{out}: {len(rows)} predictions")
+        typer.echo(f"{out}: {len(images)} predictions")

@@ -44,7 +44,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
         runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    if load_json(provenance_of(folder)) not in runs:
+    if load_json(provenance_of(folder.absolute())) not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
 
@@ -52,7 +52,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
     """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
     _, theta, info = load_learner(snapshot)
-    beside = provenance_of(snapshot.parents[1])
+    beside = provenance_of(snapshot.absolute().parents[1])  # "." has no name
     provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
     save_learner(out, theta, replace(info, provenance=provenance))
     return info
@@ -75,26 +75,37 @@ class _Embedding(nn.Module):
         return nn.functional.normalize(features, dim=1)
 
 
-def export_onnx(file: Path, out: Path) -> float:
-    """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
+def check_onnx(file: Path) -> None:
+    """Raise BadInput unless the learner of `file` can become ONNX here.
 
-    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
-
-    Raises BadInput if onnx, onnxscript and onnxruntime are not installed, for a learner whose
-    features depend on the batch, and if the two differ by more than the tolerance.
+    For a learner whose features depend on the batch, and where onnx, onnxscript and onnxruntime are
+    not installed.
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"ONNX needs {error.name}: pip install 'purer[onnx]'") from None
-    learner, theta, info = load_learner(file)
+        raise BadInput(f"ONNX needs {error.name}: pip install -e '.[onnx]' in the clone") from None
+    learner, _, info = load_learner(file)
     if not learner.keeps_statistics:
         raise BadInput(
             f"{file}: a learner of method {info.method} normalises with a batch's statistics, so"
             " it is no function of one image; allowed as ONNX: distilled learners"
         )
+
+
+def export_onnx(file: Path, out: Path) -> float:
+    """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
+
+    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
+
+    Raises BadInput as `check_onnx`, and if the two differ by more than the tolerance.
+    """
+    check_onnx(file)
+    import onnxruntime
+
+    learner, theta, info = load_learner(file)
     embedding = _Embedding(learner, theta, info).eval()
     x = torch.rand(CHECKED_IMAGES, 3, info.image_size, info.image_size)
     with written_whole(out) as temporary:

@@ -2,7 +2,7 @@
 
     learner = load_learner("learner.safetensors")
     classifier = learner.adapt(images, labels)      # paths, PIL images, arrays or tensors
-    classifier.predict(others)                      # class names
+    classifier.predict(others)                      # class names; `others` may be one image alone
     classifier.probabilities(others)                # (n, n_classes)
 
 Images are judged one by one: BatchNorm uses the learner's own statistics where it has them (a
@@ -11,7 +11,7 @@ distilled learner), else those of the support images, never those of the other q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,26 @@ from torch import Tensor
 from stages.common.architectures import batch_moments, channels_last
 from stages.common.learner import Learner, LearnerInfo, Theta
 from stages.common.learner import load_learner as _load
+from stages.interface.device import resolve
 from stages.interface.errors import BadInput
-from stages.use.images import stack
+from stages.use.images import many, stack
 
-BATCH = 256  # images at once
+BATCH = 64  # images at once: of the whole, only features are kept
 # Of the softmax over cosines. Not calibrated: it orders answers by confidence, no more.
 TEMPERATURE = 0.1
 
-Images = Iterable[Any] | Tensor
+Images = Any  # whatever `many` of stages/use/images.py takes
 
 
 def load_learner(path: str | Path, device: str = "cpu") -> FewShotLearner:
     """The learner of a file of `purer export`, or of a snapshot of meta_train.
 
-    Raises BadInput for a file that is missing, truncated, or no learner's.
+    `device`: cpu, cuda, cuda:1, or auto, which is cuda where there is one.
+
+    Raises BadInput for a file that is missing, truncated, or no learner's, and for a device that
+    is not there.
     """
+    device = resolve(device)
     return FewShotLearner(*_load(Path(path), device), device)
 
 
@@ -47,27 +52,30 @@ class FewShotLearner:
         self.info = info
         self._learner, self._theta, self._device = learner, theta, device
 
-    def adapt(self, images: Images, labels: Sequence[Any]) -> Classifier:
+    def adapt(self, images: Images, labels: Iterable[Any]) -> Classifier:
         """A classifier by the nearest class mean, from images and the label of each.
+
+        Labels are names, numbers, or a tensor or array of numbers.
 
         Any number of classes, two or more, and of images of each.
 
         Raises BadInput if there are not as many labels as images, or only one class.
         """
-        x = self._input(images)
-        labels = list(labels)
-        if len(labels) != len(x):
-            raise BadInput(f"{len(x)} images and {len(labels)} labels: allowed: one for each")
+        images = many(images)
+        labels = [_label(label) for label in labels]
+        if len(labels) != len(images):
+            raise BadInput(f"{len(images)} images and {len(labels)} labels: allowed: one for each")
         classes = list(dict.fromkeys(labels))
         if len(classes) < 2:
             raise BadInput(f"one class only ({classes[0]!r}): allowed: two or more")
         moments = None
         if not self._learner.keeps_statistics:
             with torch.inference_mode():
-                moments = batch_moments(self._learner.forward(self._theta, x).bn_inputs)
-        z = self._features(x, moments)
-        belongs = torch.tensor([[label == name for label in labels] for name in classes])
-        share = belongs.to(z) / belongs.sum(1, keepdim=True)
+                seen = self._learner.forward(self._theta, self._input(images)).bn_inputs
+                moments = batch_moments(seen)
+        z = self._features(images, moments)
+        belongs = torch.tensor([[label == name for label in labels] for name in classes]).to(z)
+        share = belongs / belongs.sum(1, keepdim=True)
         return Classifier(self, classes, F.normalize(share @ z, dim=1), moments)
 
     def embed(self, images: Images) -> Tensor:
@@ -81,18 +89,30 @@ class FewShotLearner:
                 f"a learner of method {self.info.method} normalises with a batch's statistics, so"
                 " an image has no features of its own; allowed: distilled learners"
             )
-        return self._features(self._input(images), None)
+        return self._features(many(images), None)
 
-    def _input(self, images: Images) -> Tensor:
-        return self.info.view.of(stack(images, self.info.image_size).to(self._device))
+    def _input(self, images: list[Any]) -> Tensor:
+        pixels = stack(images, self.info.image_size).to(self._device)
+        return channels_last(self.info.view.of(pixels))
 
-    def _features(self, x: Tensor, moments: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+    def _features(self, images: list[Any], moments: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Unit features (n, d), read and made `BATCH` images at a time."""
         with torch.inference_mode():
-            outputs = [
-                self._learner.forward(self._theta, channels_last(part), moments)
-                for part in x.split(BATCH)
+            parts = [
+                self._learner.forward(
+                    self._theta, self._input(images[i : i + BATCH]), moments
+                ).features
+                for i in range(0, len(images), BATCH)
             ]
-            return F.normalize(torch.cat([output.features for output in outputs]), dim=1)
+            return F.normalize(torch.cat(parts), dim=1)
+
+
+def _label(label: Any) -> Any:
+    """A name or number; of an element of a tensor, its value: no two tensors are one to a dict."""
+    value = label.tolist() if hasattr(label, "tolist") else label
+    if isinstance(value, list):
+        raise BadInput(f"a label {value}: allowed: one name or number an image")
+    return value
 
 
 class Classifier:
@@ -110,7 +130,7 @@ class Classifier:
 
     def probabilities(self, images: Images) -> Tensor:
         """(n, n_classes): a softmax over the cosines to the class means; rows sum to 1."""
-        z = self._learner._features(self._learner._input(images), self._moments)
+        z = self._learner._features(many(images), self._moments)
         return (z @ self.means.T / TEMPERATURE).softmax(1)
 
     def predict(self, images: Images) -> list[Any]:

@@ -1,6 +1,9 @@
 """Images of any kind as pixels: files, PIL images, arrays, tensors.
 
-An image that is not square is scaled so that its shorter side fits and cropped at the centre.
+An image that is not square is scaled so that its shorter side fits and cropped at the centre. What
+is transparent is white. Grey of 16 bits is scaled to 8. Of grey in 32 bits nothing says what white
+is: 1 or 255 for floats, 255 or 65535 for whole numbers, the least of them that no pixel exceeds;
+else the image's own lightest is white and its darkest black.
 """
 
 from __future__ import annotations
@@ -16,15 +19,32 @@ from torch import Tensor
 
 from stages.interface.errors import BadInput
 
-ENDINGS = frozenset(Image.registered_extensions())
-UNREADABLE = (
+# Of files that a folder is searched for: what Pillow itself reads as pixels. It registers more
+# (.pdf, .mpg, .h5), which it can only write or recognise; files of these are no images here.
+ENDINGS = frozenset(
+    (
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe"),
+        *(".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif"),
+        *(".tiff", ".webp"),
+    )
+)
+UNREADABLE = (  # what Pillow raises
     UnidentifiedImageError,
     Image.DecompressionBombError,
     OSError,
     ValueError,
     SyntaxError,
 )
-ALLOWED = "allowed: a path, a PIL image, or an array or tensor (h, w, 3), (3, h, w) or (h, w)"
+ALLOWED = (
+    "allowed: a path, a PIL image, or an array or tensor (h, w), (h, w, c) or (c, h, w) of 1, 3 or"
+    " 4 channels c"
+)
+CHANNELS = (1, 3, 4)
+# What white may be, by Pillow's names of grey of more than 8 bits.
+WHITE = dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), (65535,)) | {
+    "I": (255, 65535),
+    "F": (1, 255),
+}
 
 
 def image_files(place: Path) -> list[Path]:
@@ -70,46 +90,96 @@ def pixels(image: Any, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(_square(_picture(image), size)).copy())
 
 
-def stack(images: Iterable[Any] | Tensor, size: int) -> Tensor:
-    """Images as uint8 (n, size, size, 3). Raises BadInput as `pixels`, and if there is none."""
-    found = [pixels(image, size) for image in images]
+def many(images: Any) -> list[Any]:
+    """The single images of a list, an iterator, or an array or tensor of four dimensions.
+
+    One image alone, of any kind that `pixels` takes, is a list of it. Raises BadInput if there is
+    none.
+    """
+    array = isinstance(images, np.ndarray | Tensor)
+    if isinstance(images, str | Path | Image.Image) or (array and images.ndim < 4):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise BadInput(f"images of type {type(images).__name__}: {ALLOWED}, or a list of these")
+    found = list(images)
     if not found:
         raise BadInput("no image given")
-    return torch.stack(found)
+    return found
+
+
+def stack(images: Iterable[Any], size: int) -> Tensor:
+    """Images as uint8 (n, size, size, 3), n of at least 1. Raises BadInput as `pixels`."""
+    return torch.stack([pixels(image, size) for image in images])
 
 
 def _picture(image: Any) -> Image.Image:
-    if isinstance(image, str | Path):
-        return _read(Path(image))
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
+    """As RGB, of one pixel or more."""
+    if isinstance(image, str | Path | Image.Image):
+        return _read(image)
     if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = image.float().numpy() if image.is_floating_point() else image.numpy()
     if isinstance(image, np.ndarray):
-        return _of_array(image)
+        return _rgb(_of_array(image))
     raise BadInput(f"an image of type {type(image).__name__}: {ALLOWED}")
 
 
-def _read(path: Path) -> Image.Image:
+def _read(source: str | Path | Image.Image) -> Image.Image:
+    name = "an image" if isinstance(source, Image.Image) else source
     try:
-        with Image.open(path) as file:
-            # Phones store a turned picture with a note of how to turn it back.
-            return ImageOps.exif_transpose(file).convert("RGB")
+        if isinstance(source, Image.Image):
+            return _rgb(source)
+        with Image.open(source) as file:
+            return _rgb(file)
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
+        raise BadInput(f"{name}: no such file") from None
     except UNREADABLE as error:
-        raise BadInput(f"{path}: not a readable image: {error}") from None
+        raise BadInput(f"{name}: not a readable image: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As it is meant to be seen. Raises ValueError if there is nothing to see."""
+    if 0 in image.size:
+        raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
+    # Phones store a turned picture with a note of how to turn it back.
+    image = ImageOps.exif_transpose(image)
+    if image.mode in WHITE:
+        image = _shallow(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as grey of 8."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds numbers that are not finite")
+    black, lightest = values.min(), values.max()
+    white = next((white for white in WHITE[image.mode] if black >= 0 and lightest <= white), None)
+    if white is not None:
+        black, lightest = 0, white
+    share = (values - black) / (lightest - black or 1)
+    return Image.fromarray((255 * share).round().astype(np.uint8))
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    """Whole numbers are 0 to 255, floats 0 to 1."""
+    """Grey, RGB or RGBA. Whole numbers are 0 to 255, floats 0 to 1, False and True 0 and 1."""
+    shape = array.shape
     if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, 2)
-    if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
+        array = array[..., None]
+    elif array.ndim == 3 and shape[2] not in CHANNELS:
         array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise BadInput(f"an image of shape {array.shape}: {ALLOWED}")
-    if np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 3 or array.shape[2] not in CHANNELS:
+        raise BadInput(f"an image of shape {shape}: {ALLOWED}")
+    if array.size == 0:
+        raise BadInput(f"an image of shape {shape}: allowed: one pixel or more")
+    if array.dtype.kind not in "buif":
+        raise BadInput(f"an image of {array.dtype}: allowed: numbers")
+    if array.dtype.kind in "bf":
+        array = array.astype(np.float64)
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise BadInput(
                 f"an image of floats from {array.min():.3g} to {array.max():.3g}: allowed: 0 to 1"
@@ -119,6 +189,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> Image.Image:
         raise BadInput(
             f"an image of numbers from {array.min()} to {array.max()}: allowed: 0 to 255"
         )
+    array = array[..., 0] if array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
 
 

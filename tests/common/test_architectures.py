@@ -5,6 +5,7 @@ import torch
 
 from stages.common.architectures import ARCHITECTURES, batch_moments, bn_layers, build
 from stages.common.seeds import generator
+from stages.interface.errors import BadInput
 
 
 @pytest.mark.parametrize(
@@ -66,5 +67,5 @@ def test_weights_come_from_the_stream_and_leave_the_global_one_alone() -> None:
 
 
 def test_too_small_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="8 pixels < 16"):
+    with pytest.raises(BadInput, match=r"image_size = 8: Conv4 .* allowed: 16 or more"):
         build("conv4", 5, 8)

@@ -2,15 +2,27 @@ from __future__ import annotations
 
 import json
 import struct
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.common.files import load_json, load_tensors, save_tensors, written_whole
+from stages.aggregate.layouts import OURS as DISTILLATION
+from stages.aggregate.layouts import PAPER
+from stages.common.files import (
+    OURS,
+    check_place,
+    load_json,
+    load_tensors,
+    save_json,
+    save_tensors,
+    written_whole,
+)
 from stages.common.seeds import derive
 from stages.interface.errors import BadInput
+from tests.conftest import ROOT
 
 
 def test_equal_contents_give_equal_bytes_and_one_metadata_key(tmp_path: Path) -> None:
@@ -34,13 +46,57 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+def write_folder(path: Path, name: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.mkdir()
+        (temporary / name).touch()
+
+
+def test_a_folder_replaces_one_of_ours_or_an_empty_one(tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    for name in ("one", "two"):
-        with written_whole(path) as temporary:
-            temporary.mkdir()
-            (temporary / name).touch()
-    assert [p.name for p in path.iterdir()] == ["two"]
+    path.mkdir()
+    for name in ("manifest.json", "episodes.parquet"):
+        write_folder(path, name)
+    assert [p.name for p in path.iterdir()] == ["episodes.parquet"]
+
+
+def test_a_folder_with_anything_else_in_it_stays(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    write_folder(path, "manifest.json")
+    (path / "thesis.tex").write_text("dear")
+    with pytest.raises(BadInput, match=r"folder that holds 'thesis.tex'"), written_whole(path):
+        pytest.fail("refused before the work")
+    assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "thesis.tex"]
+
+
+def test_a_file_never_replaces_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
+    folder, file = tmp_path / "pool", tmp_path / "file"
+    write_folder(folder, "manifest.json")
+    file.write_text("before")
+    with pytest.raises(BadInput, match="pool: is a folder: allowed: a file"):
+        save_json(folder, {})
+    with pytest.raises(BadInput, match="file: is a file: allowed: a folder"):
+        write_folder(file, "manifest.json")
+    assert (folder / "manifest.json").is_file()
+    assert file.read_text() == "before"
+    assert sorted(tmp_path.iterdir()) == [file, folder]  # and no temporary ones
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+def test_a_place_without_a_name_is_refused(place: str) -> None:
+    with pytest.raises(BadInput, match="no place to write to"):
+        save_json(Path(place), {})
+
+
+def test_what_the_stages_write_may_be_written_again() -> None:
+    """Every folder of reports/ that is in git, and every table there can be."""
+    places = {path.parent for path in (ROOT / "reports").glob("*/*/*") if path.is_file()}
+    folders = [p for p in places if p.name in ("tables", "figures")]
+    for folder in (*folders, ROOT / "reports" / "selected"):
+        check_place(folder)
+    assert folders
+    for name in (*PAPER, *DISTILLATION):
+        assert any(fnmatch(f"{name}.md", ours) for ours in OURS), name
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
@@ -50,6 +106,10 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(BadInput, match="not written by purer"):
         load_tensors(path)
+    for metadata in ("{", "[1]", '"abc"'):
+        save_file({"a": torch.ones(1)}, path, {"purer": metadata})
+        with pytest.raises(BadInput, match="its metadata is not a JSON object"):
+            load_tensors(path)
     path.write_bytes(b"garbage")
     with pytest.raises(BadInput, match="not a whole safetensors file"):
         load_tensors(path)

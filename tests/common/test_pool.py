@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from stages.common.files import save_tensors
 from stages.common.pool import MANIFEST, load_pool, save_manifest, save_teacher
 from stages.interface.errors import BadInput
 from tests.conftest import random_state, teacher_info
@@ -52,6 +54,71 @@ def test_bad_pools_end_in_one_sentence(tiny_pool: Path, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(BadInput, match=r"teacher-02.safetensors: no such file"):
         load_pool(tiny_pool)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('"abc"', "[]", "7", "null", '{"a": 1}'),
+        *('{"teachers": []}', '{"teachers": {"a": 1}}', '{"teachers": "abc"}', '{"teachers": 1}'),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_sentence(content: str, tiny_pool: Path) -> None:
+    (tiny_pool / MANIFEST).write_text(content)
+    with pytest.raises(BadInput, match="lists no teachers: allowed: "):
+        load_pool(tiny_pool)
+
+
+@pytest.mark.parametrize("row", [1, "abc", None, [1], {}, {"file": "teacher-00.safetensors"}])
+def test_a_teacher_that_is_none_is_one_sentence(row: object, tiny_pool: Path) -> None:
+    (tiny_pool / MANIFEST).write_text(json.dumps({"teachers": [row]}))
+    with pytest.raises(BadInput, match=r"a teacher is .*: allowed: an object|not a teacher of a"):
+        load_pool(tiny_pool)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"file": 1},
+        {"n_outputs": "3"},
+        {"n_outputs": 0},
+        {"image_size": 16.5},
+        {"class_ids": 3},
+        {"class_ids": ["a", "b", "c"]},
+        {"class_names": ["a"]},
+        {"mean": [0.5]},
+        {"std": "half"},
+        {"arguments": [1]},
+    ],
+)
+def test_values_of_another_kind_are_refused(changes: dict[str, object], tiny_pool: Path) -> None:
+    content = json.loads((tiny_pool / MANIFEST).read_text())
+    content["teachers"][0] |= changes
+    (tiny_pool / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="not a teacher of a pool"):
+        load_pool(tiny_pool)
+
+
+def test_a_foreign_file_in_the_place_of_a_teacher_is_refused_and_beside_it_ignored(
+    tiny_pool: Path,
+) -> None:
+    foreign = {"a": torch.ones(1)}
+    save_file(foreign, tiny_pool / "other.safetensors")
+    assert len(load_pool(tiny_pool)) == 3
+    save_file(foreign, tiny_pool / "teacher-01.safetensors")
+    with pytest.raises(BadInput, match=r"teacher-01.safetensors: not written by purer"):
+        load_pool(tiny_pool)
+    save_tensors(tiny_pool / "teacher-01.safetensors", foreign, {"commit": "abc"})
+    with pytest.raises(BadInput, match=r"teacher-01.safetensors: not a teacher of a pool"):
+        load_pool(tiny_pool)
+
+
+def test_arguments_that_the_maker_refuses_are_one_sentence(tmp_path: Path) -> None:
+    info = teacher_info(0, architecture="torchvision/resnet18", arguments={"depth": 7})
+    save_teacher(tmp_path / info.file, info, random_state(teacher_info(0)))
+    save_manifest(tmp_path, [info])
+    with pytest.raises(BadInput, match=r"teacher-00.*: no torchvision/resnet18 of 3 .*depth"):
+        load_pool(tmp_path)
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ def test_one_process_a_job_and_an_output(
     assert not folder.exists()
 
 
+def test_somebody_elses_place_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder, file = tmp_path / "mine", tmp_path / "file"
+    folder.mkdir()
+    for path in (file, folder / "thesis.tex"):
+        path.write_text("dear")
+    for place in (file, folder):
+        with pytest.raises(BadInput, match="allowed: a"), work_folder("split", {}, [], place):
+            pytest.fail("the work began")
+    assert (folder / "thesis.tex").exists()
+
+
 def test_unfinished_work_stays_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

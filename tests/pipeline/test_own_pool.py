@@ -101,9 +101,6 @@ def meta_train(folder: Path, method: str) -> Path:
 
 
 def meta_test(folder: Path, method: str, learner: Path | None) -> Path:
-    (folder / "models" / "own.provenance.json").write_text(
-        (folder / "models/learners/distill.provenance.json").read_text()
-    )
     key = f"sh-none-5way-5shot-{method}"
     metrics = folder / "reports" / "quick" / "seed-0" / f"{key}.json"
     given = ("--learner", learner) if learner else ()

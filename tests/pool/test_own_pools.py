@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +15,29 @@ from torch import nn
 from torchvision import models
 from typer.testing import CliRunner, Result
 
+from stages.aggregate.cells import Run
 from stages.cli import app
 from stages.common.architectures import bn_layers, build
 from stages.common.files import load_json
 from stages.common.networks import Foreign, build_network
+from stages.common.params import InversionWeights
 from stages.common.pool import load_manifest, load_pool, save_manifest, save_teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
+from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
 from stages.pool.checking import NORMALISATIONS, check_pool
 from stages.pool.command import _classes
 from stages.pool.importing import add_teacher, read_state
 from tests.conftest import random_state, teacher_info
+
+HERE = "tests.pool.test_own_pools"
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools may name the networks of this file."""
+    monkeypatch.setenv("PURER_TRUST", f"another, {HERE}")
 
 
 class Small(nn.Module):
@@ -109,6 +121,8 @@ def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
     assert (output.logits.shape, output.bn_inputs) == ((1, 7), [])
     with pytest.raises(BadInput, match=r"did you mean .convnext_atto"):
         build_network("timm/convnext_atoo", 7, 64)
+    with pytest.raises(BadInput, match="checkpoint_path"):
+        build_network("timm/convnext_atto", 7, 64, {"checkpoint_path": "code.pth"})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,8 @@ def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
         ("python/tests.pool.test_own_pools:Smal", "has no 'Smal'"),
         ("python/tests.pool.test_own_pools:tree", "missing 1 required"),
         ("python/tests.pool.test_own_pools:Small", "has 3 outputs, the manifest says 5"),
+        ("python/tests.pool.test_own_pools:trained_resnet", "has 3 outputs, the manifest says 5"),
+        ("python/builtins:dict", "gave a dict, allowed: an nn.Module"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused(name: str, message: str) -> None:
@@ -167,6 +183,23 @@ def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
     assert "torchvision" in shown.output
 
 
+def test_the_provenance_of_a_pool_stands_beside_it_adopted_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    add_teacher(".", build("conv4", 3, 32), "conv4", ["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    assert purer("pool", "adopt", ".", "--out", tmp_path / "adopted").exit_code == 0
+    for name in ("mine", "adopted"):
+        run = Run.model_validate(load_json(tmp_path / f"{name}.provenance.json"))
+        assert run.stage == "own_pool"
+        assert load_json(tmp_path / f"{name}.provenance.json")["source"] == "."
+    assert [p.name for p in sorted((tmp_path / "adopted").iterdir())] == [
+        "manifest.json",
+        "teacher-00.safetensors",
+    ]
+
+
 def test_heads_that_only_training_uses_are_left_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = models.googlenet(num_classes=3, init_weights=False)  # as a checkpoint has it
@@ -192,10 +225,24 @@ def test_arguments_of_the_maker_are_json(tmp_path: Path) -> None:
 def test_classes_may_be_many_names_or_a_file(tmp_path: Path) -> None:
     long = ",".join(f"class {i}" for i in range(200))  # longer than a file's name may be
     assert len(_classes(long)) == 200
-    (tmp_path / "names.txt").write_text("a\n\n b \n")
-    assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
-    (tmp_path / "lr=1,wd=2").write_text("c\nd")
-    assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d"]
+    for text in ("a\r\n b \r\n", "\ufeffa\nb", "a\nb\n\n \n"):
+        (tmp_path / "names.txt").write_bytes(text.encode())
+        assert _classes(str(tmp_path / "names.txt")) == ["a", "b"]
+    (tmp_path / "lr=1,wd=2").write_text("c\nd, e")
+    assert _classes(str(tmp_path / "lr=1,wd=2")) == ["c", "d, e"]
+    assert _classes("a, b,") == ["a", "b"]
+
+
+def test_an_empty_name_is_refused_since_those_after_it_would_shift(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n\nc\n")
+    with pytest.raises(BadInput, match=r"names.txt: line 3 is empty"):
+        _classes(str(names))
+    with pytest.raises(BadInput, match="'a,,c': name 2 is empty"):
+        _classes("a,,c")
+    names.write_bytes("Käse\nb".encode("latin-1"))
+    with pytest.raises(BadInput, match=r"names.txt: not UTF-8 text"):
+        _classes(str(names))
 
 
 def test_a_network_joins_a_pool_once(tmp_path: Path) -> None:
@@ -214,6 +261,40 @@ def test_a_network_joins_a_pool_once(tmp_path: Path) -> None:
     assert "the same network is there already" in again.output
     other = purer("pool", "import", *given, *IMPORT, "--dataset", "another")
     assert other.exit_code == 0, other.output
+
+
+class Forgetful(nn.Module):
+    """Of its two BatchNorm layers the first keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3, track_running_stats=False)
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.second = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.conv(self.first(x))).relu().mean((2, 3)))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_layer_without_statistics_is_left_out_of_the_inversion(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = trained(Forgetful())
+    n = NORMALISATIONS["imagenet"]
+    given = (f"python/{HERE}:Forgetful", ["a", "b", "c"], 32, n.mean, n.std)
+    add_teacher(tmp_path / "pool", net, *given)
+    (teacher,) = load_pool(tmp_path / "pool")
+    x = torch.randn(8, 3, 32, 32, generator=generator(0, "x"))
+    (seen,) = teacher.net(x).bn_inputs
+    assert torch.equal(seen, net.conv(net.first(x)))
+    weights = InversionWeights(bn_statistics=1.0, tv=0.0, l2=0.0)
+    ((state, loss),) = teacher_losses([teacher], weights, "float32", lambda n: lambda f: f)
+    mean, var = seen.mean((0, 2, 3)), seen.var((0, 2, 3), correction=0)
+    layer = net.second
+    expected = (mean - layer.running_mean).norm() + (var - layer.running_var).norm()
+    found = loss(state, x, torch.zeros(8, dtype=torch.long)).bn_statistics
+    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 class Odd(nn.Module):
@@ -250,6 +331,7 @@ def test_a_network_that_is_no_classifier_is_refused(
     assert not (tmp_path / "pool").exists()
 
 
+@pytest.mark.usefixtures("trusted")
 def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
     net = Small(width=4)
     where = "python/tests.pool.test_own_pools:Small"
@@ -266,6 +348,53 @@ def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
     assert (row["architecture"], row["arguments"]) == (where, {"width": 4})
 
 
+SPY = """
+from pathlib import Path
+from torch import nn
+(Path(__file__).parent / "ran").touch()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+"""
+
+
+def test_the_code_of_a_pool_runs_only_if_its_module_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings the module says so by adding a teacher; whoever reads a pool, by name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "spy_net.py").write_text(SPY)
+    weights, pool = tmp_path / "net.safetensors", tmp_path / "pool"
+    save_file(nn.Linear(3, 3).state_dict(prefix="head."), weights)
+    given = (pool, weights, "--architecture", "python/spy_net:Net", *IMPORT)
+    assert purer("pool", "import", *given).exit_code == 0
+    (tmp_path / "ran").unlink()
+    del sys.modules["spy_net"]
+
+    for trusted in (None, "spy", "spy_net.other,other", ""):
+        if trusted is not None:
+            monkeypatch.setenv("PURER_TRUST", trusted)
+        with pytest.raises(BadInput, match=r"PURER_TRUST=.*spy_net"):
+            load_pool(pool)
+        for command in ("check", "adopt"):
+            out = ("--out", tmp_path / "adopted") if command == "adopt" else ()
+            result = purer("pool", command, pool, *out)
+            assert (result.exit_code, "PURER_TRUST=" in result.output) == (2, True)
+        assert "spy_net" not in sys.modules
+        assert not (tmp_path / "ran").exists()
+        assert not (tmp_path / "adopted").exists()
+    assert purer("pool", "show", pool).exit_code == 0  # which reads names only
+
+    monkeypatch.setenv("PURER_TRUST", "other,spy_net")
+    assert len(load_pool(pool)) == 1
+    assert (tmp_path / "ran").exists()
+
+
 class Dangerous:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("code ran",))
@@ -278,6 +407,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     torch.save([1, 2], folder / "list.pt")
     torch.save({}, folder / "empty.pt")
     (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "zero.pt").touch()
+    (folder / "cut.pt").write_bytes(pickle.dumps({"a": 1})[:-3])
+    (folder / "folder.pt").mkdir()
     (folder / "pickle.pt").write_bytes(pickle.dumps(Dangerous()))
     torch.save(state, folder / "whole.pt")
     whole = (folder / "whole.pt").read_bytes()
@@ -299,6 +431,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
         ("empty.pt", "holds a dict"),
         ("truncated.pt", "not a whole checkpoint"),
         ("truncated.safetensors", "not a whole safetensors file"),
+        ("zero.pt", "zero.pt: not a whole checkpoint: "),
+        ("cut.pt", "no checkpoint|not a whole checkpoint"),
+        ("folder.pt", "no such file"),
         ("missing.pt", "no such file"),
     ],
 )
@@ -324,7 +459,7 @@ def test_a_file_that_is_no_state_dict_is_refused(
         ({"--classes": "a,b,b"}, "allowed: two or more, unlike"),
         ({"--classes": "a,"}, "allowed: two or more, unlike"),
         ({"--classes": "names.txt"}, "classes = 'names.txt': No such file"),
-        ({"--architecture": "conv4", "--image-size": "8"}, "no conv4 of 3 outputs for 8 pixels"),
+        ({"--architecture": "conv4", "--image-size": "8"}, "image_size = 8: Conv4 .* 16 or more"),
         ({"--arguments": '{"depth": 12}'}, "conv4 takes none"),
         ({"--arguments": "[1]"}, r"arguments = '\[1\]': allowed: a JSON object"),
         ({"--architecture": "conv5"}, 'did you mean "conv4"'),
@@ -409,10 +544,11 @@ def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
     assert "its n_outputs is 3, the manifest says 4" in found[1][0]
 
 
+@pytest.mark.usefixtures("trusted")
 def test_a_network_without_batch_norm_is_said_to_be_unchecked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     where = "python/tests.pool.test_own_pools:Small"
     add_teacher(tmp_path / "pool", Small(), where, ["a", "b", "c"], 32, [0.5] * 3, [0.1] * 3)
     result = purer("pool", "check", tmp_path / "pool")
     assert result.exit_code == 0, result.output
-    assert "fine; no BatchNorm" in result.output
+    assert "fine; no BatchNorm that remembers" in result.output

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import struct
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_test.nearest_class_mean import nearest
+from stages.use import few_shot
 from stages.use.few_shot import load_learner
 from stages.use.images import pixels
 from tests.common.test_distilled import info, network
@@ -128,6 +131,74 @@ def test_what_is_not_there_is_not_exported(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--onnx"])
+@pytest.mark.parametrize("name", ["thesis", "thesis.safetensors", "thesis.onnx"])
+def test_a_folder_is_never_exported_over(
+    option: str, name: str, learner: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / name, tmp_path / "out.safetensors"
+    folder.mkdir()
+    (folder / "chapter.tex").write_text("dear")
+    result = purer(
+        "export", learner, *(("--out", out) if option == "--onnx" else ()), option, folder
+    )
+    assert result.exit_code == 2
+    assert (folder / "chapter.tex").read_text() == "dear"
+    assert not out.exists()
+
+
+def test_the_present_folder_may_be_the_learner_but_not_the_file(
+    learner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learner)
+    out = tmp_path / "out.safetensors"
+    assert purer("export", ".", "--out", out).exit_code == 0
+    assert load_tensors(out)[1]["provenance"]["commit"] == "abc"
+    result = purer("export", ".", "--out", ".")
+    assert (result.exit_code, "allowed endings: .safetensors" in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "/dev/null/out.safetensors"), "/dev/null: "),
+        (("--out", "/proc/out.safetensors"), "/proc/"),
+        (("--cell", "."), ".: no such file"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(
+    options: tuple[str, str], message: str, learner: Path, tmp_path: Path
+) -> None:
+    out = () if "--out" in options else ("--out", tmp_path / "out.safetensors")
+    result = purer("export", learner, *options, *out)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def learner_without_statistics(folder: Path) -> Path:
+    path = folder / "snapshots" / "iteration-000001.safetensors"
+    own = replace(info(), distilled=None, method="eci", meta_learner="maml")
+    save_learner(path, initial_theta("conv4", 4, 16, generator(0, "theta")), own)
+    return path
+
+
+def test_what_cannot_become_onnx_is_refused_before_anything_is_written(
+    learner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = learner_without_statistics(tmp_path / "plain").parents[1]
+    given = ("--out", tmp_path / "x.safetensors", "--onnx", tmp_path / "x.onnx")
+    if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
+        result = purer("export", plain, *given)
+        assert result.exit_code == 2
+        assert "no function of one image" in result.output.replace("\n", " ")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    result = purer("export", learner, *given)
+    assert (result.exit_code, "pip install -e '.[onnx]'" in result.output) == (2, True)
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra purer[onnx] is optional")
     out = tmp_path / "learner.onnx"
@@ -161,6 +232,25 @@ def test_it_is_the_nearest_class_mean_of_the_learner(file: Path) -> None:
     assert torch.allclose(learner.embed(images), F.normalize(z), atol=1e-5)
 
 
+def test_labels_may_be_a_tensor_or_an_array(file: Path) -> None:
+    images = procedural_images(12, 16, generator(0, "x"))
+    labels = torch.tensor([3, 1, 2]).repeat_interleave(4)
+    learner = load_learner(file)
+    expected = learner.adapt(images, [3] * 4 + [1] * 4 + [2] * 4)
+    assert expected.classes == [3, 1, 2]
+    for form in (labels, labels.numpy(), list(labels), list(labels.numpy())):
+        classifier = learner.adapt(images, form)
+        assert classifier.classes == expected.classes
+        assert torch.equal(classifier.means, expected.means)
+        assert classifier.predict(images) == expected.predict(images)
+
+
+def test_a_device_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(BadInput, match="device = 'cuda:99': this machine has"):
+        load_learner(file, "cuda:99")
+    assert load_learner(file, "auto").adapt(torch.zeros(2, 16, 16, 3).byte(), "ab").classes
+
+
 def test_an_image_is_judged_alone(file: Path) -> None:
     images = procedural_images(20, 16, generator(0, "x"))
     classifier = load_learner(file).adapt(images[:8], ["a", "b"] * 4)
@@ -190,19 +280,122 @@ def test_arrays_tensors_pictures_and_paths_are_one(file: Path, tmp_path: Path) -
     assert torch.equal(grey[..., 0], grey[..., 2])
 
 
-def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
+def test_a_turned_photograph_is_turned_back_from_a_path_or_not(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 20))
     image.paste((255, 255, 255), (0, 0, 20, 5))  # white above
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
-    assert pixels(tmp_path / "x.png", 20)[-1].float().mean() == 255
+    for form in (tmp_path / "x.png", Image.open(tmp_path / "x.png")):
+        assert pixels(form, 20)[-1].float().mean() == 255
+
+
+RAMP = np.linspace(0, 1, 16).reshape(4, 4)  # from black to white
+
+
+@pytest.mark.parametrize(
+    ("values", "ending"),
+    [
+        ((RAMP * 255).round().astype(np.uint8), "png"),
+        ((RAMP * 65535).round().astype(np.uint16), "png"),
+        ((RAMP * 65535).round().astype(np.uint16), "tif"),
+        ((RAMP * 65535).round().astype(np.int32), "tif"),
+        ((RAMP * 1e6).round().astype(np.int32) - 77, "tif"),  # of no known scale: its own
+        (RAMP.astype(np.float32), "tif"),
+        ((RAMP * 9000 - 500).astype(np.float32), "tif"),
+    ],
+)
+def test_grey_of_any_depth_is_grey_of_eight_bits(
+    values: np.ndarray, ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(values).save(path)
+    expected = np.repeat((RAMP * 255).round()[..., None], 3, 2)
+    for form in (path, Image.open(path)):
+        assert np.abs(pixels(form, 4).numpy() - expected).max() <= 1
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    array = np.zeros((8, 8, 4), np.uint8)
+    array[..., 0] = 200  # red,
+    array[4:, :, 3] = 255  # but only the lower half of it to be seen
+    path = tmp_path / "x.png"
+    Image.fromarray(array).save(path)
+    expected = torch.full((8, 8, 3), 255, dtype=torch.uint8)
+    expected[4:] = torch.tensor([200, 0, 0], dtype=torch.uint8)
+    floats = array.transpose(2, 0, 1).astype(np.float32) / 255
+    for form in (path, Image.open(path), array, floats):
+        assert torch.equal(pixels(form, 8), expected)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    palette.save(tmp_path / "x.gif", transparency=1)
+    assert pixels(tmp_path / "x.gif", 4).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"])
+def test_every_mode_of_pillow_is_read(mode: str) -> None:
+    assert pixels(Image.new("L", (4, 4), 255).convert(mode), 4).min() >= 254
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (8, 8, 1)])
+def test_arrays_of_one_channel_are_grey(shape: tuple[int, ...]) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    expected = pixels(grey, 8)
+    assert np.array_equal(expected.numpy(), np.repeat(grey[..., None], 3, 2))
+    assert torch.equal(pixels(grey.reshape(shape), 8), expected)
+    assert torch.equal(pixels(torch.from_numpy(grey.reshape(shape)), 8), expected)
+
+
+def test_true_is_white() -> None:
+    mask = RAMP > 0.5
+    expected = pixels(mask.astype(np.uint8) * 255, 4)
+    for form in (mask, torch.from_numpy(mask), torch.from_numpy(mask).bfloat16()):
+        assert torch.equal(pixels(form, 4), expected)
+    assert expected.max() == 255
+
+
+def test_one_image_alone_is_a_list_of_it(file: Path, tmp_path: Path) -> None:
+    image = picture("red", 1)
+    image.save(tmp_path / "x.png")
+    array = np.asarray(image)
+    learner = load_learner(file)
+    images = [picture(name, i) for name in COLOURS for i in range(3)]
+    classifier = learner.adapt(images, [name for name in COLOURS for _ in range(3)])
+    expected = classifier.probabilities([image])
+    forms = (image, tmp_path / "x.png", str(tmp_path / "x.png"), array, torch.tensor(array))
+    assert torch.equal(classifier.probabilities(iter([image])), expected)
+    for form in (*forms, array[None], (image,)):
+        assert torch.equal(classifier.probabilities(form), expected)
+        assert classifier.predict(form) == ["red"]
+    with pytest.raises(BadInput, match="images of type int"):
+        classifier.predict(7)
+    with pytest.raises(BadInput, match="9 images and 2 labels"):
+        learner.adapt(images, ["a", "b"])
+
+
+def test_images_are_read_and_judged_in_parts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = procedural_images(11, 16, generator(0, "x"))
+    learner, read = load_learner(file), []
+    whole = learner.embed(images)
+    monkeypatch.setattr(few_shot, "BATCH", 4)
+    plain = few_shot.stack
+    monkeypatch.setattr(few_shot, "stack", lambda part, n: read.append(len(part)) or plain(part, n))
+    assert torch.allclose(learner.embed(images), whole, atol=1e-6)
+    assert learner.adapt(images, [0, 1] * 5 + [0]).predict(images[:5])
+    assert read == [4, 4, 3, 4, 4, 3, 4, 1]
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
+        (np.zeros((5, 4, 2)), r"shape \(5, 4, 2\)"),
+        (np.zeros(4), r"shape \(4,\)"),
+        (np.zeros((1, 4, 4, 3)), r"shape \(1, 4, 4, 3\)"),
+        (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\): allowed: one pixel or more"),
+        (np.full((4, 4), "a"), "an image of <U1: allowed: numbers"),
+        (torch.zeros(3, 0, 4), r"shape \(3, 0, 4\)"),
+        (Image.new("RGB", (0, 4)), "an image: not a readable image: it has 0 x 4 pixels"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "numbers that are not finite"),
         (np.full((4, 4, 3), 3.0), "floats from 3 to 3: allowed: 0 to 1"),
         (np.full((4, 4, 3), np.nan), "floats from nan"),
         (np.full((4, 4, 3), 300), "numbers from 300 to 300"),
@@ -222,15 +415,14 @@ def test_labels_that_do_not_fit_are_refused(file: Path) -> None:
         learner.adapt(images, [0, 1, 1])
     with pytest.raises(BadInput, match=r"one class only \('x'\)"):
         learner.adapt(images, ["x"] * 4)
+    with pytest.raises(BadInput, match=r"a label \[1, 0\]: allowed: one name or number"):
+        learner.adapt(images, torch.eye(2).long().repeat(2, 1))
     with pytest.raises(BadInput, match="no image given"):
         learner.adapt([], [])
 
 
 def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) -> None:
-    theta = initial_theta("conv4", 4, 16, generator(0, "theta"))
-    own = replace(info(), distilled=None, method="eci", meta_learner="maml")
-    save_learner(tmp_path / "x.safetensors", theta, own)
-    learner = load_learner(tmp_path / "x.safetensors")
+    learner = load_learner(learner_without_statistics(tmp_path))
     images = procedural_images(20, 16, generator(0, "x"))
     classifier = learner.adapt(images[:8], ["a", "b"] * 4)
     together = classifier.probabilities(images[8:])
@@ -241,6 +433,15 @@ def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) 
 
 
 # --- the commands -----------------------------------------------------------------------------
+
+
+def test_files_that_are_no_pictures_do_not_matter(file: Path, support: Path, others: Path) -> None:
+    for stray in ("notes.pdf", "film.mpg", "table.h5", "page.eps", "x.txt", ".hidden.png"):
+        (others / stray).write_text("not an image")
+        (support / "red" / stray).write_text("not an image")
+    result = purer("adapt", support, "--learner", file, "--predict", others)
+    assert result.exit_code == 0, result.output
+    assert "3 classes from 15 images" in result.output
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -276,6 +477,14 @@ def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -
     with out.open() as stream:
         rows = list(csv.reader(stream))
     assert len(rows) == 1 + 9
+    values = np.array([row[1:] for row in rows[1:]], np.float32)
+    paths = [others / row[0] for row in rows[1:]]
+    assert paths == sorted(others.iterdir())
+    assert np.allclose(values, load_learner(file).embed(paths).numpy(), atol=1e-6)
+    assert purer("embed", others, "--learner", file, "--out", out.with_suffix(".parquet"))
+    table = pd.read_parquet(out.with_suffix(".parquet"))
+    assert list(table.columns) == rows[0]
+    assert np.array_equal(table.iloc[:, 1:].to_numpy(np.float32), values)
     assert rows[0][:2] == ["image", "feature_0"]
     assert len(rows[1]) == 1 + 42
 
