@@ -90,6 +90,7 @@ class Cell(Part):
     seed: int
     budget: str
     n_episodes: PositiveInt
+    fingerprint: str | None = None  # of the episodes; None: a file from before it was kept
     data_used: str
     rows: dict[str, Row] = Field(min_length=1)
     selection: list[dict[str, float | None]]

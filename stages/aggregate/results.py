@@ -121,16 +121,19 @@ def _published() -> dict[tuple[str, str], tuple[float, float | None]]:
 def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """The cells of each key, by seed."""
     groups = defaultdict(list)
-    episodes: dict[str, Cell] = {}
+    firsts: dict[tuple[str, str], Cell] = {}  # of a task, to know a value
     for cell in sorted(cells, key=lambda cell: cell.seed):
         groups[cell.key].append(cell)
-        first = episodes.setdefault(cell_key(*cell.task, cell.n_shot, ""), cell)
-        for name in ("n_episodes", "n_query"):
-            if getattr(cell, name) != getattr(first, name):
+        for name in ("n_episodes", "n_query", "fingerprint"):
+            value = getattr(cell, name)
+            if value is None:
+                continue
+            first = firsts.setdefault((cell_key(*cell.task, cell.n_shot, ""), name), cell)
+            if value != getattr(first, name):
                 raise BadInput(
-                    f"{cell.key} (seed {cell.seed}): {name} = {getattr(cell, name)}, but"
+                    f"{cell.key} (seed {cell.seed}): {name} = {value}, but"
                     f" {getattr(first, name)} in {first.key} (seed {first.seed}): allowed is one"
-                    " number for all cells of a task, which are compared episode by episode"
+                    " value for all cells of a task, which are compared episode by episode"
                 )
     return groups
 

@@ -93,6 +93,19 @@ def test_other_episodes_in_one_task_are_refused(
     results([first, load_cell(write_cell(tmp_path, EI.replace("1shot", "5shot")))])
 
 
+def test_cells_whose_episodes_are_known_to_differ_are_refused(tmp_path: Path) -> None:
+    """Of equal number and size, but other ones: no difference of the two is paired."""
+
+    def cell(key: str, fingerprint: str | None) -> Cell:
+        return load_cell(write_cell(tmp_path, key, fingerprint=fingerprint))
+
+    before = cell("ss-cifar_fs-5way-1shot-anil", None)  # a cell from before they were kept
+    results([before, cell(ECI, "aa"), cell(EI, "aa")])
+    results([before, cell(ECI, "aa"), cell(EI.replace("1shot", "5shot"), "bb")])
+    with pytest.raises(BadInput, match=r"1shot-ei \(seed 0\): fingerprint = bb, but aa in .*-eci"):
+        results([before, cell(ECI, "aa"), cell(EI, "bb")])
+
+
 def test_published_values_are_whole_and_unique() -> None:
     entries = YAML(typ="safe").load(PUBLISHED)
     keys = [
