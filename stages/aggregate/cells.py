@@ -18,6 +18,41 @@ from stages.aggregate.names import SCENARIOS, place, row_order
 from stages.common.files import load_json
 from stages.interface.errors import BadInput
 
+# What each stage reads of params.yaml, besides the seed (PARAMS of its command), or is made from.
+READS = {
+    "pretrain": (
+        "pretrain",
+        "scenarios.{scenario}",
+        "datasets.{dataset}.images_per_class",
+        "budgets.{budget}.pretrain",
+    ),
+    "own_pool": ("own_pool",),
+    "meta_train": (
+        "n_query",
+        "learner",
+        "scenarios.{scenario}",
+        "meta_train.fixed",
+        "meta_train.episode_inversion",
+        "meta_train.distillation",
+        "meta_train.{method}",
+        "budgets.{budget}.meta_train",
+        "budgets.{budget}.distillation",
+    ),
+    "data_based": (
+        "n_query",
+        "learner",
+        "datasets.{dataset}.images_per_class",
+        "data_based.compile",
+        "data_based.{method}",
+        "budgets.{budget}.data_based",
+    ),
+    "meta_test": (
+        "n_query",
+        "datasets.{dataset}.images_per_class",
+        "meta_test",
+        "budgets.{budget}.meta_test",
+    ),
+}
 REPORTS = Path("reports")
 EVALUATIONS = Path("models/evaluations")
 
@@ -76,6 +111,7 @@ class Run(Part):
     hardware: str
     threads: int | None = None
     versions: dict[str, str] = {}
+    changed_params: dict[str, Any] = {}  # all that differed from the commit, read or not
 
 
 class Cell(Part):
@@ -105,6 +141,22 @@ class Cell(Part):
     def task(self) -> tuple[str, str, int]:
         """What a pool is made for: scenario, data set, n_way."""
         return (self.scenario, self.dataset, self.n_way)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Parameters that a stage of this cell read and that differed from its commit's."""
+        found: dict[str, Any] = {}
+        for run in self.provenance:
+            own = {
+                key.format(**{**dict(self), "dataset": dataset})
+                for key in READS.get(run.stage, ())
+                for dataset in self.datasets
+            }
+            for key, value in run.changed_params.items():
+                parts = key.split(".")
+                if any(".".join(parts[:n]) in own for n in range(1, len(parts) + 1)):
+                    found[key] = value
+        return dict(sorted(found.items()))
 
     @property
     def by_class(self) -> dict[str, dict[str, float]]:

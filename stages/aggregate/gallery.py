@@ -56,7 +56,7 @@ def keep_pictures(cells: Sequence[Cell]) -> None:
         source, provenance = evaluation / "synthetic.png", evaluation / "provenance.json"
         if cell.method != PURER[0] or not (source.is_file() and provenance.is_file()):
             continue
-        own = cell.provenance[-1].model_dump(exclude={"stage"})
+        own = cell.provenance[-1].model_dump(exclude={"stage"}, exclude_unset=True)
         if own.items() <= load_json(provenance).items():
             target = path_of(cell.key, cell.budget, cell.seed).parent / "pictures"
             with written_whole(target / f"{cell.key}.png") as temporary:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DATA_BASED, DISTILLED, PURER, method_name
-from stages.aggregate.results import Result, published
+from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, method_name
+from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
-from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
 LONG = 12  # rows; the notes of a longer table name kinds of rows
@@ -81,8 +80,9 @@ def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sh
     for block in layout.blocks:
         for line in block.lines:
             here = [found.get((block.key(n, line.method), line.adaptation)) for n in layout.shots]
-            label = _label(line, here)
-            shown += [_Shown(label, block.heading, result) for result in here if result is not None]
+            run = [result for result in here if result is not None]
+            label = row_label(line.label, line.method, run)
+            shown += [_Shown(label, block.heading, result) for result in run]
             entries = _entries(block, line, layout.shots, here, {cell.key for cell in used})
             is_purer = (line.method, line.adaptation) == PURER
             lines.append(SheetLine(block.heading, label, entries, is_purer))
@@ -114,13 +114,6 @@ def iterations_text(cells: Iterable[Cell]) -> str:
 
 def _span(lengths: Iterable[int]) -> str:
     return " to ".join(f"{n:,}" for n in dict.fromkeys((min(lengths), max(lengths))))
-
-
-def _label(line: Line, here: Sequence[Result | None]) -> str:
-    used = {r.data_used for r in here if r}
-    if line.method in DATA_BASED or not all(words.startswith(NO_DATA) for words in used):
-        return f"{line.label} (data-based)"
-    return f"{line.label} (image prior)" if IMAGE_PRIOR in used else line.label
 
 
 def _entries(

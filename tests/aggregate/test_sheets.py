@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.aggregate.cells import Cell, load_cell
-from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row
+from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row, selected
 from stages.aggregate.markdown import markdown
 from stages.aggregate.results import results
 from stages.aggregate.sheets import Sheet, fill, iterations_text
@@ -81,6 +81,21 @@ def test_seeds_show_their_spread(tmp_path: Path) -> None:
     wanted = f"{result.accuracy:.2f} ± {result.ci95:.2f} (3 seeds: ± {result.seed_std:.2f})"
     assert wanted in text
     assert len(lines_of(text, f"- `{key}`, seed")) == 3
+
+
+def test_a_row_run_with_other_parameters_says_so(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-random")
+    run = (
+        cells[0]
+        .provenance[1]
+        .model_copy(update={"changed_params": {"meta_train.eci.curriculum_weight": 2}})
+    )
+    cells[0] = cells[0].model_copy(update={"provenance": [run]})
+    changed = "(changed: meta_train.eci.curriculum_weight = 2)"
+    for layout in (PAPER["table_1"], selected(cells[:1]), *every_row(cells)):
+        text = markdown(filled(layout, cells))
+        assert f"(PURER) {changed}" in text or f"**PURER (ECI + ICFIL) {changed}**" in text
+    assert "| Random |" in markdown(filled(PAPER["table_1"], cells))
 
 
 def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:

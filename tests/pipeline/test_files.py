@@ -12,6 +12,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.aggregate.cells import READS
 from stages.aggregate.command import PARAMS as PUBLISHED_PARAMS
 from stages.aggregate.layouts import PAPER, cells_of
 from stages.data_based.params import DATA_BASED
@@ -100,6 +101,13 @@ def test_params_are_what_the_code_reads() -> None:
         expected = {template.format(**cell_of(name)) for template in templates}
         assert declared_params(name) == expected, name
     assert declared_params("publish") == set(PUBLISHED_PARAMS)
+
+
+def test_what_a_table_calls_changed_is_what_the_stages_read() -> None:
+    for name in names("pretrain", "own_pool", "meta_train", "data_based", "meta_test"):
+        stage, cell = name.partition("@")[0], {"dataset": "", "method": "", **cell_of(name)}
+        read = declared_params(name) - {"seed", "device"}
+        assert read <= {template.format(**{"scenario": "", **cell}) for template in READS[stage]}
 
 
 def test_every_declared_param_exists() -> None:
