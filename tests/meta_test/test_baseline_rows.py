@@ -540,15 +540,6 @@ def test_a_cell_says_which_data_its_training_saw(
     assert cell.data_used == used
 
 
-@pytest.mark.parametrize(
-    "key", ["ss-glyphs-5way-2shot-ei", "ss-glyphs-3way-1shot-ei", "ss-glyphs-ei", "nonsense"]
-)
-def test_a_key_of_another_cell_is_refused(key: str, tmp_path: Path, rows: dict[str, Row]) -> None:
-    with pytest.raises(BadInput, match=f"{key}: not the key of a 3-way 2-shot cell"):
-        _save(tmp_path, key, rows, None)
-    assert not (tmp_path / "reports").exists()
-
-
 def test_the_episodes_table_has_a_row_an_episode(
     tmp_path: Path, rows: dict[str, Row], pair: list[ClassImages], tasks: list[Task]
 ) -> None:
