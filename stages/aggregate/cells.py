@@ -5,6 +5,7 @@ reports/<budget>/seed-<seed>/<key>.json, key = <scenario>-<dataset>-<n>way-<n>sh
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from ruamel.yaml import YAML
 
 from stages.aggregate.names import SCENARIOS, place, row_order
 from stages.common.files import load_json
@@ -53,6 +55,7 @@ READS = {
         "budgets.{budget}.meta_test",
     ),
 }
+GRID = Path(__file__).parents[1] / "grid.yaml"
 REPORTS = Path("reports")
 EVALUATIONS = Path("models/evaluations")
 
@@ -188,6 +191,27 @@ def cell_key(scenario: str, dataset: str, n_way: int, n_shot: int, method: str) 
 
 def path_of(key: str, budget: str, seed: int) -> Path:
     return REPORTS / budget / f"seed-{seed}" / f"{key}.json"
+
+
+def in_grid(scenario: str, dataset: str, n_way: int) -> dict[str, set[int]]:
+    """The task's methods that have cells in the grid, which alone can be made, and at which shots.
+
+    stages/grid.yaml is no dependency of the stages that make a table: theirs name cells one by one.
+    """
+    task = f"{scenario}-{dataset}-{n_way}way"
+    found: dict[str, set[int]] = {}
+    for key in _grid():
+        if key.startswith(f"{task}-"):
+            shots, method = key.removeprefix(f"{task}-").split("-")
+            found.setdefault(method, set()).add(int(shots.removesuffix("shot")))
+    return found
+
+
+@functools.cache
+def _grid() -> frozenset[str]:
+    """The keys of all cells of the grid."""
+    sections = YAML(typ="safe").load(GRID).items()
+    return frozenset(key for name, cells in sections if name.endswith("cells") for key in cells)
 
 
 def load_cell(path: Path) -> Cell:

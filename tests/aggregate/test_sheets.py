@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from stages.aggregate.cells import Cell, load_cell
-from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row, selected
+from stages.aggregate.layouts import OURS, PAPER, Layout, cells_of, every_row, selected
 from stages.aggregate.markdown import markdown
 from stages.aggregate.results import results
 from stages.aggregate.sheets import Sheet, fill, iterations_text
@@ -124,11 +126,40 @@ def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:
     assert labels.index("ANIL on EI's episodes + one step") < labels.index("novel + one step")
     assert labels[-1] == "Prototypical network + nearest class mean (data-based)"
     assert "ss-glyphs-5way-5shot-dro" in cells_of(glyphs)
-    assert not any("dro" in key for key in cells_of(mixed))
+    assert not any(key.endswith(("dro", "anil", "protonet")) for key in cells_of(mixed))
     assert filled(mixed, cells).headings == ["CIFAR-FS and MiniImageNet, 5-way"]
     text = markdown(filled(glyphs, cells))
     (line,) = lines_of(text, "| glyphs, 5-way | OTA")
     assert line.count("not run") == 2
+    (line,) = lines_of(text, "| glyphs, 5-way | novel + one step")
+    assert line.endswith(" – | – | – | – | – |")  # nobody can make its other number of shots
+
+
+def test_a_task_outside_the_grid_promises_nothing(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-glyphs-7way-2shot-eci")
+    (layout,) = every_row(cells)
+    assert layout.shots == (2,)
+    assert cells_of(layout) == {"ss-glyphs-7way-2shot-eci"}
+    assert "not run" not in markdown(filled(layout, cells))
+
+
+@pytest.mark.parametrize(
+    "layout", [*PAPER.values(), *OURS.values()], ids=lambda layout: layout.name
+)
+def test_headings_tell_blocks_apart(layout: Layout) -> None:
+    headings = [layout.heading(block) for block in layout.blocks]
+    assert len(set(headings)) == len(headings)
+
+
+def test_a_heading_names_the_scenario_where_several_stand_together(tmp_path: Path) -> None:
+    sheet = filled(OURS["distillation_elsewhere"], load(tmp_path, "sh-cifar_fs-5way-1shot-pool"))
+    assert sheet.headings == [
+        "SH, CIFAR-FS, 5-way",
+        "MH, CIFAR-FS and MiniImageNet, 5-way",
+        "SS, MiniImageNet, 5-way",
+        "SS, CIFAR-FS, 10-way",
+    ]
+    assert sheet.lines[0].label == "The pool itself: features"  # of any number of networks
 
 
 def test_without_data_only_what_the_grid_can_make_is_expected(tmp_path: Path) -> None:
