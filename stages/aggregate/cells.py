@@ -84,6 +84,7 @@ class Point(Part):
     iteration: int
     accuracy: float
     ci95: float
+    n_episodes: int | None = None  # None: a file from before it was kept
 
 
 class History(Part):

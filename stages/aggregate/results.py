@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from stages.aggregate.cells import Cell, cell_key, print_order
-from stages.aggregate.names import DATA_BASED, PURER, row_order
+from stages.aggregate.names import PURER, marked, row_name, row_order
 from stages.interface.errors import BadInput
-from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,20 +73,27 @@ def results(cells: Iterable[Cell]) -> list[Result]:
     ]
 
 
-def row_label(name: str, method: str, found: Iterable[Result]) -> str:
+def row_label(name: str, method: str, found: Sequence[Result]) -> str:
     """`name`, and what nobody should overlook: what training saw, what was not as committed.
 
     `found`: the row's results, at any number of shots. E.g. 'EI (changed: n_query = 5)'.
     """
-    found = list(found)
-    used = {result.data_used for result in found}
-    if method in DATA_BASED or not all(words.startswith(NO_DATA) for words in used):
-        name += " (data-based)"
-    elif IMAGE_PRIOR in used:
-        name += " (image prior)"
+    name = marked(name, method, (result.data_used for result in found))
     is_one = len({result.changed for result in found}) == 1
     changed = {"" if is_one else f" at {r.n_shot}-shot": r.changed for r in found if r.changed}
     return name + "".join(f" (changed{where}: {words})" for where, words in changed.items())
+
+
+def labelled(rows: Iterable[Result]) -> list[tuple[str, Result]]:
+    """Results of one task with the full names of their rows, for a figure."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in rows:
+        groups.setdefault((result.method, result.adaptation), []).append(result)
+    return [
+        (row_label(row_name(*row), row[0], found), result)
+        for row, found in groups.items()
+        for result in found
+    ]
 
 
 def frame(rows: Sequence[Result]) -> pd.DataFrame:

@@ -87,7 +87,9 @@ def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sh
             entries = _entries(block, line, layout.shots, here, {cell.key for cell in used})
             is_purer = (line.method, line.adaptation) == PURER
             lines.append(SheetLine(heading, label, entries, is_purer))
-    notes = _notes(shown, used) if shown else (Note("No cell of this table has been run."),)
+    budget = f" at budget {cells[0].budget}" if cells else ""
+    empty = Note(f"No cell of this table has been run{budget}.")
+    notes = _notes(shown, used) if shown else (empty,)
     rows = tuple(part.result for part in shown)
     return Sheet(layout.name, layout.title, layout.shots, tuple(lines), notes, used, rows)
 

@@ -174,7 +174,7 @@ def curve(
             episodes = test.seen_by(model, device).first(len(tasks))
             labels = adaptation.predict(model, episodes, params, _silent)
             found = Row(right(labels, tasks), "").summary()
-            point = {"iteration": model.info.iteration}
+            point = {"iteration": model.info.iteration, "n_episodes": len(tasks)}
             points.append(point | {key: found[key] for key in ("accuracy", "ci95")})
             report(len(points), accuracy=found["accuracy"])
     return points

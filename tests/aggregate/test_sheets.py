@@ -73,6 +73,8 @@ def test_what_was_not_run_says_so_and_is_never_the_papers(tmp_path: Path) -> Non
     nothing = filled(PAPER["table_3"], [])
     assert {e.ours for line in nothing.lines for e in line.entries} == {"not run"}
     assert "No cell of this table has been run." in markdown(nothing)
+    elsewhere = filled(PAPER["table_3"], load(tmp_path, "ss-cifar_fs-5way-1shot-eci"))
+    assert "No cell of this table has been run at budget quick." in markdown(elsewhere)
 
 
 def test_seeds_show_their_spread(tmp_path: Path) -> None:
