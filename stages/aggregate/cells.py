@@ -5,6 +5,7 @@ reports/<budget>/seed-<seed>/<key>.json, key = <scenario>-<dataset>-<n>way-<n>sh
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +14,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from ruamel.yaml import YAML
 
 from stages.aggregate.names import SCENARIOS, place, row_order
 from stages.common.files import load_json
 from stages.interface.errors import BadInput
 
+# What each stage reads of params.yaml, besides the seed (PARAMS of its command), or is made from.
+READS = {
+    "pretrain": (
+        "pretrain",
+        "scenarios.{scenario}",
+        "datasets.{dataset}.images_per_class",
+        "budgets.{budget}.pretrain",
+    ),
+    "own_pool": ("own_pool",),
+    "meta_train": (
+        "n_query",
+        "learner",
+        "scenarios.{scenario}",
+        "meta_train.fixed",
+        "meta_train.episode_inversion",
+        "meta_train.distillation",
+        "meta_train.{method}",
+        "budgets.{budget}.meta_train",
+        "budgets.{budget}.distillation",
+    ),
+    "data_based": (
+        "n_query",
+        "learner",
+        "datasets.{dataset}.images_per_class",
+        "data_based.compile",
+        "data_based.{method}",
+        "budgets.{budget}.data_based",
+    ),
+    "meta_test": (
+        "n_query",
+        "datasets.{dataset}.images_per_class",
+        "meta_test",
+        "budgets.{budget}.meta_test",
+    ),
+}
+GRID = Path(__file__).parents[1] / "grid.yaml"
 REPORTS = Path("reports")
 EVALUATIONS = Path("models/evaluations")
 
@@ -46,6 +84,7 @@ class Point(Part):
     iteration: int
     accuracy: float
     ci95: float
+    n_episodes: int | None = None  # None: a file from before it was kept
 
 
 class History(Part):
@@ -76,6 +115,7 @@ class Run(Part):
     hardware: str
     threads: int | None = None
     versions: dict[str, str] = {}
+    changed_params: dict[str, Any] = {}  # all that differed from the commit, read or not
 
 
 class Cell(Part):
@@ -90,6 +130,7 @@ class Cell(Part):
     seed: int
     budget: str
     n_episodes: PositiveInt
+    fingerprint: str | None = None  # of the episodes; None: a file from before it was kept
     data_used: str
     rows: dict[str, Row] = Field(min_length=1)
     selection: list[dict[str, float | None]]
@@ -104,6 +145,22 @@ class Cell(Part):
     def task(self) -> tuple[str, str, int]:
         """What a pool is made for: scenario, data set, n_way."""
         return (self.scenario, self.dataset, self.n_way)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Parameters that a stage of this cell read and that differed from its commit's."""
+        found: dict[str, Any] = {}
+        for run in self.provenance:
+            own = {
+                key.format(**{**dict(self), "dataset": dataset})
+                for key in READS.get(run.stage, ())
+                for dataset in self.datasets
+            }
+            for key, value in run.changed_params.items():
+                parts = key.split(".")
+                if any(".".join(parts[:n]) in own for n in range(1, len(parts) + 1)):
+                    found[key] = value
+        return dict(sorted(found.items()))
 
     @property
     def by_class(self) -> dict[str, dict[str, float]]:
@@ -135,6 +192,27 @@ def cell_key(scenario: str, dataset: str, n_way: int, n_shot: int, method: str) 
 
 def path_of(key: str, budget: str, seed: int) -> Path:
     return REPORTS / budget / f"seed-{seed}" / f"{key}.json"
+
+
+def in_grid(scenario: str, dataset: str, n_way: int) -> dict[str, set[int]]:
+    """The task's methods that have cells in the grid, which alone can be made, and at which shots.
+
+    stages/grid.yaml is no dependency of the stages that make a table: theirs name cells one by one.
+    """
+    task = f"{scenario}-{dataset}-{n_way}way"
+    found: dict[str, set[int]] = {}
+    for key in _grid():
+        if key.startswith(f"{task}-"):
+            shots, method = key.removeprefix(f"{task}-").split("-")
+            found.setdefault(method, set()).add(int(shots.removesuffix("shot")))
+    return found
+
+
+@functools.cache
+def _grid() -> frozenset[str]:
+    """The keys of all cells of the grid."""
+    sections = YAML(typ="safe").load(GRID).items()
+    return frozenset(key for name, cells in sections if name.endswith("cells") for key in cells)
 
 
 def load_cell(path: Path) -> Cell:

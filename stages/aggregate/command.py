@@ -76,23 +76,25 @@ def report(
 ) -> None:
     """All tables and figures of the cells run so far, of all seeds, and a page that shows them."""
     from stages.aggregate.cells import load_budget
-    from stages.aggregate.gallery import draw_all, keep_pictures, pictures_made_elsewhere
+    from stages.aggregate.gallery import draw_all, keep_pictures, synthetic_pictures
     from stages.aggregate.layouts import OURS, PAPER, every_row
     from stages.aggregate.report import report as page
     from stages.aggregate.results import results
     from stages.common.files import written_whole
 
     cells = load_budget(budget)
-    out = out or Path("reports") / budget
+    own = Path("reports") / budget
+    out = out or own
     paper = _fill([*PAPER.values()], cells)
     others = _fill([*OURS.values(), *every_row(cells)], cells)
     with written_whole(out / "tables") as folder:
         for sheet in (*paper, *others):
             _save_sheet(folder, sheet.name, sheet)
-    keep_pictures(cells)
+    if out == own:
+        keep_pictures(cells)
     with written_whole(out / "figures") as folder:
         folder.mkdir()
-        pictures = draw_all(folder, cells, results(cells)) + pictures_made_elsewhere(budget)
+        pictures = draw_all(folder, cells, results(cells)) + synthetic_pictures(cells)
         text = page(paper, others, pictures, cells)
     with written_whole(out / "report.html") as temporary:
         temporary.write_text(text)
@@ -170,8 +172,7 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
 
     from stages.aggregate.cells import EVALUATIONS
     from stages.aggregate.figures import save_accuracies, save_placeholder, save_training
-    from stages.aggregate.names import row_name
-    from stages.aggregate.results import frame
+    from stages.aggregate.results import frame, labelled
 
     columns = ["method", "adaptation", "accuracy", "ci95", "protocol"]
     frame(sheet.results)[columns].to_csv(folder / "accuracy.csv", index=False, float_format="%.4f")
@@ -180,10 +181,10 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
     selection = selection.reindex(columns=list(dict.fromkeys((*SELECTION, *selection.columns))))
     for name, content in (("history", pd.DataFrame(history)), ("selection", selection)):
         content.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    labelled = [(row_name(r.method, r.adaptation), r) for r in sheet.results]
-    save_accuracies(folder / "accuracy.png", labelled, f"{cell.key}, budget {cell.budget}")
+    title = f"{cell.key}, budget {cell.budget}"
+    save_accuracies(folder / "accuracy.png", labelled(sheet.results), title)
     if cell.history.iteration:
-        save_training(folder / "training.png", [cell], f"{cell.key}, budget {cell.budget}")
+        save_training(folder / "training.png", [cell], title)
     else:
         save_placeholder(folder / "training.png", "no accuracy on pseudo episodes")
     images = EVALUATIONS / cell.key / "synthetic.png"

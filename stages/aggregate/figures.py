@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -14,21 +15,28 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from stages.aggregate.cells import Cell, Similarity
-from stages.aggregate.names import method_name
+from stages.aggregate.names import PURER, is_data_based, marked, method_name
 from stages.aggregate.results import Result
 from stages.common.files import written_whole
 
+Colour = tuple[float, float, float, float]
 WINDOW = 1 / 40  # of a training curve: its moving mean
-PURER_COLOUR, OTHER_COLOUR = "#b3402a", "#2f5d8a"
+PURER_COLOUR, OTHER_COLOUR, DATA_COLOUR = "#b3402a", "#2f5d8a", "#8a8a8a"
+# The first ten as usual, then their lighter shades: a task has more than ten methods.
+COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 
-def save_accuracies(path: Path, rows: Sequence[tuple[str, Result]], title: str) -> None:
+def save_accuracies(
+    path: Path, rows: Sequence[tuple[str, Result]], title: str, top: float | None = None
+) -> None:
     """Bars of (label, result) with 95 % intervals, a panel a number of shots.
 
-    The published value is a diamond, chance a dotted line.
+    The published value is a diamond, chance a dotted line. `top`: end of the axis, in percent, for
+    figures that are read together.
     """
     labels = list(dict.fromkeys(label for label, _ in rows))
     shots = sorted({result.n_shot for _, result in rows})
@@ -39,7 +47,7 @@ def save_accuracies(path: Path, rows: Sequence[tuple[str, Result]], title: str) 
     for axes, shot in zip(panels[0], shots, strict=True):
         part = [(label, result) for label, result in rows if result.n_shot == shot]
         y = [labels.index(label) for label, _ in part]
-        colours = [PURER_COLOUR if "(PURER)" in label else OTHER_COLOUR for label, _ in part]
+        colours = [_colour(result) for _, result in part]
         accuracy, ci95 = [r.accuracy for _, r in part], [r.ci95 for _, r in part]
         whiskers = {"lw": 1, "capsize": 2}
         axes.barh(y, accuracy, 0.7, xerr=ci95, color=colours, alpha=0.8, error_kw=whiskers)
@@ -48,15 +56,24 @@ def save_accuracies(path: Path, rows: Sequence[tuple[str, Result]], title: str) 
             style = {"marker": "D", "s": 24, "facecolor": "white", "edgecolor": "black"}
             axes.scatter(*zip(*paper, strict=True), **style, zorder=3, label="published")
         axes.axvline(100 / part[0][1].n_way, color="grey", lw=1, ls=":", label="chance")
+        axes.set_xlim(0, top)
         axes.set_title(f"{shot}-shot", fontsize=10)
         axes.set_xlabel("accuracy, %", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
     panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
     handles, names = panels[0][-1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncol=2, fontsize=8)
+    if any(is_data_based(result.data_used) for _, result in rows):
+        handles, names = [*handles, Patch(color=DATA_COLOUR, alpha=0.8)], [*names, "data-based"]
+    figure.legend(handles, names, loc="outside lower center", ncol=3, fontsize=8)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def _colour(result: Result) -> str:
+    if (result.method, result.adaptation) == PURER:
+        return PURER_COLOUR
+    return DATA_COLOUR if is_data_based(result.data_used) else OTHER_COLOUR
 
 
 def save_curriculum(path: Path, cells: Sequence[Cell], title: str) -> None:
@@ -65,7 +82,7 @@ def save_curriculum(path: Path, cells: Sequence[Cell], title: str) -> None:
     Ticks at the bottom: adversarial steps.
     """
 
-    def draw(axes: Axes, cell: Cell, colour: str) -> None:
+    def draw(axes: Axes, cell: Cell, colour: Colour) -> None:
         x = [point.iteration for point in cell.curve]
         y = np.array([point.accuracy for point in cell.curve])
         ci95 = np.array([point.ci95 for point in cell.curve])
@@ -78,7 +95,7 @@ def save_curriculum(path: Path, cells: Sequence[Cell], title: str) -> None:
 def save_training(path: Path, cells: Sequence[Cell], title: str) -> None:
     """Accuracy on pseudo episodes (lines: moving mean) and on meta-validation (dots)."""
 
-    def draw(axes: Axes, cell: Cell, colour: str) -> None:
+    def draw(axes: Axes, cell: Cell, colour: Colour) -> None:
         values = 100 * np.array(cell.history.outer_accuracy)
         smooth = _moving_mean(values, max(1, round(WINDOW * len(values))))
         axes.plot(cell.history.iteration, smooth, color=colour, lw=1, alpha=0.7)
@@ -133,19 +150,19 @@ def _save_panels(
     cells: Sequence[Cell],
     title: str,
     ylabel: str,
-    draw: Callable[[Axes, Cell, str], None],
+    draw: Callable[[Axes, Cell, Colour], None],
 ) -> None:
     """Curves over iterations, a panel a number of shots, a colour a method.
 
     Ticks at the bottom: adversarial steps.
     """
     shots = sorted({cell.n_shot for cell in cells})
-    methods = list(dict.fromkeys(cell.method for cell in cells))
+    colours = dict(zip(dict.fromkeys(map(_name, cells)), cycle(COLOURS), strict=False))
     size = (5.5 * len(shots), 4.2)
     figure, panels = plt.subplots(1, len(shots), figsize=size, squeeze=False, layout="constrained")
     for axes, shot in zip(panels[0], shots, strict=True):
         for cell in (cell for cell in cells if cell.n_shot == shot):
-            colour = f"C{methods.index(cell.method) % 10}"
+            colour = colours[_name(cell)]
             draw(axes, cell, colour)
             ticks = {"transform": axes.get_xaxis_transform(), "color": colour, "lw": 0.5}
             axes.vlines(cell.history.switches, 0, 0.03, **ticks)
@@ -153,11 +170,14 @@ def _save_panels(
         axes.set_xlabel("outer iteration (ticks: adversarial steps)", fontsize=9)
         axes.set_ylabel(ylabel, fontsize=9)
         axes.grid(alpha=0.3)
-    handles = [Line2D([], [], color=f"C{i % 10}") for i in range(len(methods))]
-    names = [method_name(method) for method in methods]
-    figure.legend(handles, names, loc="outside lower center", ncol=3, fontsize=8)
+    handles = [Line2D([], [], color=colour) for colour in colours.values()]
+    figure.legend(handles, list(colours), loc="outside lower center", ncol=3, fontsize=8)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
+
+
+def _name(cell: Cell) -> str:
+    return marked(method_name(cell.method), cell.method, [cell.data_used])
 
 
 def _moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

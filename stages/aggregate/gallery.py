@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.aggregate.cells import EVALUATIONS, REPORTS, Cell, by_task, path_of
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from stages.aggregate.cells import EVALUATIONS, Cell, by_task, path_of
 from stages.aggregate.figures import (
     save_accuracies,
     save_classes,
@@ -16,9 +20,12 @@ from stages.aggregate.figures import (
     save_training,
 )
 from stages.aggregate.names import PURER, data_name, method_name, row_name, row_order
-from stages.aggregate.results import Result
+from stages.aggregate.results import Result, labelled
 from stages.common.files import load_json, written_whole
 from stages.interface.errors import BadInput
+
+RUN, PANELS = "run", "panels"  # texts in a PNG file; stages/meta_train/picture.py writes the latter
+LABELS = 30  # rows of a figure that can be read on a screen and on a printed page
 
 
 @dataclass(frozen=True)
@@ -34,44 +41,97 @@ def draw_all(folder: Path, cells: Sequence[Cell], results: Sequence[Result]) -> 
     pictures: list[Picture] = []
     for task, found in by_task(cells).items():
         name = f"{task[0]}-{task[1]}-{task[2]}way"
-        title = f"{task[0].upper()}, {data_name(found[0].datasets, task[2])}"
+        title = _title(found[0])
         rows = [r for r in results if (r.scenario, r.dataset, r.n_way) == task]
-        path = folder / f"accuracy-{name}.png"
-        labelled = [(row_name(r.method, r.adaptation), r) for r in rows]
-        save_accuracies(path, labelled, title)
-        caption = f"{title}: every row with its 95 % interval; diamonds: published."
-        pictures.append(Picture("Accuracies", caption, path))
+        pictures += _accuracies(folder, name, title, labelled(rows))
         pictures += _curves(folder, name, title, found)
         pictures += _details(folder, title, found)
     return pictures
 
 
+def _accuracies(
+    folder: Path, name: str, title: str, rows: Sequence[tuple[str, Result]]
+) -> Iterator[Picture]:
+    """The rows in as many figures as their labels need to be read, with one axis for all."""
+    labels = list(dict.fromkeys(label for label, _ in rows))
+    parts = np.array_split(labels, math.ceil(len(labels) / LABELS))
+    top = 1.05 * max(max(r.accuracy + r.ci95, r.published or 0) for _, r in rows)
+    for i, part in enumerate(parts, 1):
+        path = folder / (f"accuracy-{name}-{i}.png" if i > 1 else f"accuracy-{name}.png")
+        which = f" ({i} of {len(parts)})" if len(parts) > 1 else ""
+        here = [(label, result) for label, result in rows if label in part]
+        save_accuracies(path, here, title + which, top)
+        caption = (
+            f"{title}{which}: every row with its 95 % interval. Diamonds: published. Red: PURER."
+            " Grey: rows marked data-based, which see real meta-training images; no competitors."
+        )
+        yield Picture("Accuracies", caption, path)
+
+
 def keep_pictures(cells: Sequence[Cell]) -> None:
     """Copy PURER's synthetic images from models/ to beside the cells, where git keeps them.
 
-    Only of the very run that a cell tells of: models/ may hold another budget or seed by now.
+    A copy says of which run it is: the cell may be replaced where models/ holds another one.
     """
     for cell in cells:
-        evaluation = EVALUATIONS / cell.key
-        source, provenance = evaluation / "synthetic.png", evaluation / "provenance.json"
-        if cell.method != PURER[0] or not (source.is_file() and provenance.is_file()):
-            continue
-        own = cell.provenance[-1].model_dump(exclude={"stage"})
-        if own.items() <= load_json(provenance).items():
-            target = path_of(cell.key, cell.budget, cell.seed).parent / "pictures"
-            with written_whole(target / f"{cell.key}.png") as temporary:
-                shutil.copy(source, temporary)
+        if (source := _made(cell)) is not None:
+            with Image.open(source) as image, written_whole(_kept(cell)) as temporary:
+                notes = PngInfo()
+                for name, text in {**_texts(source), RUN: _run(cell)}.items():
+                    notes.add_text(name, text)
+                image.save(temporary, format="PNG", pnginfo=notes)
 
 
-def pictures_made_elsewhere(budget: str) -> list[Picture]:
-    """Synthetic images (PURER, figure 5), stored beside the cells as PNG files."""
+def synthetic_pictures(cells: Sequence[Cell]) -> list[Picture]:
+    """Synthetic images (PURER, figure 5) of the very runs that the cells tell of."""
     pictures = []
-    for path in sorted((REPORTS / budget).glob("seed-*/pictures/*.png")):
-        if not path.read_bytes().startswith(b"\x89PNG"):
-            raise BadInput(f"{path}: not a PNG file, which is all that is allowed there")
-        caption = f"Synthetic images of {path.stem}, {path.parts[-3].replace('-', ' ')}."
-        pictures.append(Picture("Synthetic images (figure 5)", caption, path))
+    for cell in cells:
+        path = _made(cell) or _kept(cell)
+        # One kept before it was noted of which run it is counts as the cell's.
+        if path.is_file() and _texts(path).get(RUN, _run(cell)) == _run(cell):
+            panels = _texts(path).get(PANELS)
+            caption = (
+                f"{_title(cell)}; {cell.n_shot}-shot, {method_name(cell.method)}, seed {cell.seed}:"
+                " synthetic images, a row a class"
+                f"{f'; teachers from left to right: {panels}' if panels else ''}."
+            )
+            pictures.append(Picture("Synthetic images (figure 5)", caption, path))
     return pictures
+
+
+def _title(cell: Cell) -> str:
+    """E.g. 'SS, CIFAR-FS, 5-way, budget quick'."""
+    data = data_name(cell.datasets, cell.n_way)
+    return f"{cell.scenario.upper()}, {data}, budget {cell.budget}"
+
+
+def _kept(cell: Cell) -> Path:
+    return path_of(cell.key, cell.budget, cell.seed).parent / "pictures" / f"{cell.key}.png"
+
+
+def _made(cell: Cell) -> Path | None:
+    """PURER's images in models/, if they are of this run: it may hold another budget's by now."""
+    evaluation = EVALUATIONS / cell.key
+    source, provenance = evaluation / "synthetic.png", evaluation / "provenance.json"
+    if cell.method != PURER[0] or not (source.is_file() and provenance.is_file()):
+        return None
+    own = cell.provenance[-1].model_dump(exclude={"stage"}, exclude_unset=True)
+    return source if own.items() <= load_json(provenance).items() else None
+
+
+def _run(cell: Cell) -> str:
+    """What tells a run from others of the same cell."""
+    run = cell.provenance[-1]
+    return f"commit {run.commit}, {run.minutes} minutes"
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """What a PNG file says of itself. Raises BadInput if it is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {str(k): text for k, text in image.info.items() if isinstance(text, str)}
+    except OSError:
+        raise BadInput(f"{path}: not a PNG file, which is all that is allowed there") from None
 
 
 def _curves(folder: Path, name: str, title: str, cells: Sequence[Cell]) -> Iterator[Picture]:
@@ -83,8 +143,8 @@ def _curves(folder: Path, name: str, title: str, cells: Sequence[Cell]) -> Itera
         save_curriculum(path, [cell for cell in both if cell.n_shot in pairs], title)
         caption = (
             f"{title}: meta-test accuracy of every snapshot, without (EI) and with (ECI) the"
-            " curriculum, with 95 % bands, a line a seed. Drawn after the fact; no snapshot was"
-            " chosen by it."
+            f" curriculum, with 95 % bands{_curve_episodes(both)}, a line a seed. Drawn after the"
+            " fact; no snapshot was chosen by it."
         )
         yield Picture("The curriculum (figure 4)", caption, path)
     firsts = {cell.key: cell for cell in reversed(cells)}  # the first seed of each
@@ -98,6 +158,13 @@ def _curves(folder: Path, name: str, title: str, cells: Sequence[Cell]) -> Itera
         yield Picture("Meta-training", caption, path)
 
 
+def _curve_episodes(cells: Sequence[Cell]) -> str:
+    """How many episodes the curves are of, which is fewer than the rows'; '' if nobody noted it."""
+    counts = {point.n_episodes for cell in cells for point in cell.curve}
+    known = sorted(count for count in counts if count is not None)
+    return f" over the first {' or '.join(map(str, known))} meta-test episodes" if known else ""
+
+
 def _details(folder: Path, title: str, cells: Sequence[Cell]) -> Iterator[Picture]:
     """Classes and similarity, a figure a number of shots, of the cell that stands for the task."""
     for n_shot in sorted({cell.n_shot for cell in cells}):
@@ -105,13 +172,13 @@ def _details(folder: Path, title: str, cells: Sequence[Cell]) -> Iterator[Pictur
         for cell in _representative([c for c in here if c.by_class]):
             row = PURER[1] if PURER[1] in cell.by_class else next(iter(cell.by_class))
             path = folder / f"classes-{cell.key}.png"
-            what = f"{title} {n_shot}-shot, {row_name(cell.method, row)}, seed {cell.seed}"
+            what = f"{title}; {n_shot}-shot, {row_name(cell.method, row)}, seed {cell.seed}"
             save_classes(path, cell, row, what)
             yield Picture("Accuracy by class", f"{what}.", path, wide=False)
         for cell in _representative([c for c in here if c.similarity]):
             assert cell.similarity is not None
             path = folder / f"similarity-{cell.key}.png"
-            what = f"{title} {n_shot}-shot, {method_name(cell.method)}, seed {cell.seed}"
+            what = f"{title}; {n_shot}-shot, {method_name(cell.method)}, seed {cell.seed}"
             save_similarity(path, cell.similarity, what)
             yield Picture("Synthetic against real images", f"{what}.", path, wide=False)
 

@@ -1,15 +1,15 @@
 """Which rows stand in which table: the paper's tables 1 to 8, and every row that there is.
 
 A layout is blocks of lines, a block a task as in the paper, with a group of columns a number of
-shots. Average, OTA and DRO do not exist in SH and MH, whose teachers differ in architecture.
+shots. Tables name cells of the grid only (tests/pipeline), since others cannot be made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from stages.aggregate.cells import Cell, by_task, cell_key
+from stages.aggregate.cells import Cell, by_task, cell_key, in_grid
 from stages.aggregate.names import (
     ADAPTATIONS,
     PURER,
@@ -19,7 +19,6 @@ from stages.aggregate.names import (
     row_name,
     row_order,
 )
-from stages.interface.params import NO_DATASET
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ class Layout:
     title: str
     blocks: tuple[Block, ...]
     shots: tuple[int, ...] = (1, 5)
+
+    def heading(self, block: Block) -> str:
+        """Of one of `blocks`: its scenario too where the title cannot say it."""
+        is_mixed = len({other.scenario for other in self.blocks}) > 1
+        return f"{block.scenario.upper()}, {block.heading}" if is_mixed else block.heading
 
 
 def cells_of(layout: Layout) -> set[str]:
@@ -145,10 +149,8 @@ _DISTILLED = tuple(
     )
 )
 _POOL = (
-    _line("pool", "pool_features", "The pool itself, 13 networks: features"),
-    _line(
-        "pool", "pool_readout", "The pool itself, 13 networks: features and log-ratios, mirrored"
-    ),
+    _line("pool", "pool_features", "The pool itself: features"),
+    _line("pool", "pool_readout", "The pool itself: features and log-ratios, mirrored"),
 )
 _FROM_DISTILLED = tuple(
     _line("eci_distilled", row, f"{method_name('eci_distilled')} + {ADAPTATIONS[row]}")
@@ -177,23 +179,22 @@ OURS = {
     )
 }
 
-# What a task is expected to have, so that it says "not run" where it has not: the first rows.
-_ANYWHERE = {
+# What a task has if the grid has a cell of it, so that it says "not run" until then: of each method
+# the first rows. Ablations and sensitivities have tables of their own.
+_FIRST_ROWS = {
     "pool": ("pool_features",),
     "random": ("one_step",),
+    "average": ("one_step",),
+    "ota": ("one_step",),
+    "dro": ("one_step",),
     "ei": ("one_step", "icfil"),
     "eci": ("one_step", "icfil"),
     "protonet": ("nearest_class_mean",),
     "anil": ("one_step",),
     "distill": ("nearest_class_mean",),
-}
-_WITHOUT_DATA = {name: _ANYWHERE[name] for name in ("pool", "ei", "eci", "distill")}
-_EXPECTED = {
-    "sh": _ANYWHERE,
-    "mh": _ANYWHERE,
-    "ss": _ANYWHERE
-    | dict.fromkeys(("average", "ota", "dro", "maml_dagger", "real_maml"), ("one_step",))
-    | {"real_protonet": ("nearest_class_mean",)},
+    "maml_dagger": ("one_step",),
+    "real_maml": ("one_step",),
+    "real_protonet": ("nearest_class_mean",),
 }
 
 
@@ -204,29 +205,32 @@ def every_row(cells: Iterable[Cell]) -> list[Layout]:
             f"every_row-{scenario}-{dataset}-{n_way}way",
             f"Every row. {scenario.upper()}: {SCENARIOS.get(scenario, scenario)},"
             f" {data_name(found[0].datasets, n_way)}",
-            (_block(found, _expected(scenario, dataset)),),
-            tuple(sorted({cell.n_shot for cell in found} | {1, 5})),
+            (_block(found, in_grid(scenario, dataset, n_way).keys() & _FIRST_ROWS.keys()),),
+            _shots(found),
         )
         for (scenario, dataset, n_way), found in by_task(cells).items()
     ]
 
 
-def _expected(scenario: str, dataset: str) -> dict[str, tuple[str, ...]]:
-    return _WITHOUT_DATA if dataset == NO_DATASET else _EXPECTED.get(scenario, _ANYWHERE)
+def _shots(cells: Sequence[Cell]) -> tuple[int, ...]:
+    """Those that a task has, run or in the grid."""
+    promised = in_grid(*cells[0].task).values()
+    return tuple(sorted({cell.n_shot for cell in cells}.union(*promised)))
 
 
 def selected(cells: Sequence[Cell]) -> Layout:
     """The rows of the selected cell, between those of its pool."""
     first = cells[0]
-    block = _block(cells, {})
+    block = _block(cells, set())
     title = f"The selected cell. {first.scenario.upper()}, {block.heading}"
     return Layout("selected", title, (block,), (first.n_shot,))
 
 
-def _block(cells: Sequence[Cell], expected: dict[str, tuple[str, ...]]) -> Block:
+def _block(cells: Sequence[Cell], expected: Set[str]) -> Block:
+    """All rows of `cells`, and the first ones of the methods that are `expected` besides."""
     rows = {(cell.method, row) for cell in cells for row in cell.rows}
     run = {cell.method for cell in cells}
-    rows |= {(name, row) for name in expected.keys() - run for row in expected[name]}
+    rows |= {(name, row) for name in expected - run for row in _FIRST_ROWS[name]}
     lines = tuple(Line(*row, row_name(*row)) for row in sorted(rows, key=lambda r: row_order(*r)))
     scenario, _, n_way = cells[0].task
     return Block(scenario, tuple(cells[0].datasets), n_way, lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from stages.interface.params import NO_DATASET
+from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 PURER = ("eci", "icfil")  # the paper's full method, with which every row is compared
 
@@ -76,6 +77,21 @@ def row_name(method: str, adaptation: str) -> str:
     link = ": " if method == "pool" else " + "
     name = method_name(method) + link + ADAPTATIONS.get(adaptation, adaptation)
     return f"{name} (PURER)" if (method, adaptation) == PURER else name
+
+
+def marked(name: str, method: str, data_used: Iterable[str]) -> str:
+    """`name`, and whether what it stands for saw data, as in 'MAML (data-based)'.
+
+    `data_used`: in words, of each of its runs; of a row without any its method tells.
+    """
+    used = set(data_used)
+    if method in DATA_BASED or any(is_data_based(words) for words in used):
+        return f"{name} (data-based)"
+    return f"{name} (image prior)" if IMAGE_PRIOR in used else name
+
+
+def is_data_based(data_used: str) -> bool:
+    return not data_used.startswith(NO_DATA)
 
 
 def data_name(datasets: Sequence[str], n_way: int) -> str:

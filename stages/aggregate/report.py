@@ -12,7 +12,7 @@ from stages.aggregate.cells import Cell
 from stages.aggregate.gallery import Picture
 from stages.aggregate.markdown import provenance_text
 from stages.aggregate.names import data_name, method_name
-from stages.aggregate.sheets import NOT_RUN, Entry, Note, Sheet, SheetLine, iterations_text
+from stages.aggregate.sheets import NO_NUMBER, Entry, Note, Sheet, SheetLine, iterations_text
 
 PAGE = Path(__file__).parent / "report.html"
 SHORT = 25  # lines of a table that is kept on one printed page
@@ -25,8 +25,8 @@ HONESTY = (
     "± is the 95 % interval over episodes. It says nothing about other training seeds; where"
     " several were run, their standard deviation stands below the number.",
     "“minus PURER” is paired: the mean difference on the same episodes, with its own interval.",
-    "“not run” means that there is no such cell at this budget. Published numbers stand in columns"
-    " of their own and never replace ours.",
+    "“not run” means that the grid has such a cell and that it has not been run at this budget."
+    " Published numbers stand in columns of their own and never replace ours.",
     "A transductive protocol lets the query batch normalise itself, as the paper's program does;"
     " each table says which rows do.",
     "What the pool itself does without any meta-training (by its features, or by features and"
@@ -103,7 +103,7 @@ def _line(line: SheetLine) -> str:
 
 
 def _entry(entry: Entry) -> str:
-    kind = "none" if entry.ours in NOT_RUN else "ours"
+    kind = "none" if entry.ours in NO_NUMBER else "ours"
     ours, _, spread = entry.ours.partition(" (")
     small = f"<small>({escape(spread)}</small>" if spread else ""
     rest = "".join(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from stages.aggregate.cells import Cell, cell_key, print_order
-from stages.aggregate.names import PURER, row_order
+from stages.aggregate.names import PURER, marked, row_name, row_order
 from stages.interface.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Result:
     n_episodes: int
     protocol: str
     data_used: str
+    changed: str  # parameters that were not as committed, e.g. "n_query = 5"
     published: float | None
     published_ci95: float | None
     difference: float | None  # this row minus PURER, paired by episode and seed
@@ -58,7 +59,8 @@ def results(cells: Iterable[Cell]) -> list[Result]:
     """One result per key and row, in the order of print.
 
     With several seeds, accuracy is the mean over them and its interval that of the per-episode
-    means. Raises BadInput if cells of one task were not run on the same episodes.
+    means. Raises BadInput if cells of one task were not run on the same episodes, or seeds of one
+    cell not with the same parameters.
     """
     seeds = _by_key(cells)
     return [
@@ -68,6 +70,29 @@ def results(cells: Iterable[Cell]) -> list[Result]:
             {row for cell in found for row in cell.rows},
             key=lambda row: row_order(found[0].method, row),
         )
+    ]
+
+
+def row_label(name: str, method: str, found: Sequence[Result]) -> str:
+    """`name`, and what nobody should overlook: what training saw, what was not as committed.
+
+    `found`: the row's results, at any number of shots. E.g. 'EI (changed: n_query = 5)'.
+    """
+    name = marked(name, method, (result.data_used for result in found))
+    is_one = len({result.changed for result in found}) == 1
+    changed = {"" if is_one else f" at {r.n_shot}-shot": r.changed for r in found if r.changed}
+    return name + "".join(f" (changed{where}: {words})" for where, words in changed.items())
+
+
+def labelled(rows: Iterable[Result]) -> list[tuple[str, Result]]:
+    """Results of one task with the full names of their rows, for a figure."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in rows:
+        groups.setdefault((result.method, result.adaptation), []).append(result)
+    return [
+        (row_label(row_name(*row), row[0], found), result)
+        for row, found in groups.items()
+        for result in found
     ]
 
 
@@ -121,18 +146,32 @@ def _published() -> dict[tuple[str, str], tuple[float, float | None]]:
 def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """The cells of each key, by seed."""
     groups = defaultdict(list)
-    episodes: dict[str, Cell] = {}
+    firsts: dict[tuple[str, str], Cell] = {}  # of a task, to know a value
     for cell in sorted(cells, key=lambda cell: cell.seed):
         groups[cell.key].append(cell)
-        first = episodes.setdefault(cell_key(*cell.task, cell.n_shot, ""), cell)
-        for name in ("n_episodes", "n_query"):
-            if getattr(cell, name) != getattr(first, name):
+        if cell.changed != (other := groups[cell.key][0]).changed:
+            raise BadInput(
+                f"{cell.key}: seed {cell.seed} was run with {_words(cell) or 'nothing'} changed,"
+                f" seed {other.seed} with {_words(other) or 'nothing'}: allowed are equal"
+                " parameters, since seeds are averaged"
+            )
+        for name in ("n_episodes", "n_query", "fingerprint"):
+            value = getattr(cell, name)
+            if value is None:
+                continue
+            first = firsts.setdefault((cell_key(*cell.task, cell.n_shot, ""), name), cell)
+            if value != getattr(first, name):
                 raise BadInput(
-                    f"{cell.key} (seed {cell.seed}): {name} = {getattr(cell, name)}, but"
+                    f"{cell.key} (seed {cell.seed}): {name} = {value}, but"
                     f" {getattr(first, name)} in {first.key} (seed {first.seed}): allowed is one"
-                    " number for all cells of a task, which are compared episode by episode"
+                    " value for all cells of a task, which are compared episode by episode"
                 )
     return groups
+
+
+def _words(cell: Cell) -> str:
+    """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5'."""
+    return ", ".join(f"{key} = {value}" for key, value in cell.changed.items())
 
 
 def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]) -> Result:
@@ -161,6 +200,7 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
         n_episodes=first.n_episodes,
         protocol=_all(cell.rows[row].protocol for cell in found),
         data_used=_all(cell.data_used for cell in found),
+        changed=_words(first),
         published=paper,
         published_ci95=paper_ci95,
         difference=difference,

@@ -7,16 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.aggregate.cells import Cell
+from stages.aggregate.cells import Cell, in_grid
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DATA_BASED, DISTILLED, PURER, method_name
-from stages.aggregate.results import Result, published
+from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, method_name
+from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
-from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
-NOT_RUN = ("not run", "not evaluated")  # no such cell; no such row of it
 LONG = 12  # rows; the notes of a longer table name kinds of rows
 _NONE = "–"
+NO_NUMBER = ("not run", "not evaluated", _NONE)  # no such cell yet; no such row of it; never any
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class SheetLine:
-    heading: str  # its block's: data set and n_way
+    heading: str  # its block's: data set and n_way, the scenario too where several stand together
     label: str
     entries: tuple[Entry, ...]  # one a number of shots
     is_purer: bool
@@ -81,12 +80,16 @@ def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sh
     for block in layout.blocks:
         for line in block.lines:
             here = [found.get((block.key(n, line.method), line.adaptation)) for n in layout.shots]
-            label = _label(line, here)
-            shown += [_Shown(label, block.heading, result) for result in here if result is not None]
+            run = [result for result in here if result is not None]
+            label = row_label(line.label, line.method, run)
+            heading = layout.heading(block)
+            shown += [_Shown(label, heading, result) for result in run]
             entries = _entries(block, line, layout.shots, here, {cell.key for cell in used})
             is_purer = (line.method, line.adaptation) == PURER
-            lines.append(SheetLine(block.heading, label, entries, is_purer))
-    notes = _notes(shown, used) if shown else (Note("No cell of this table has been run."),)
+            lines.append(SheetLine(heading, label, entries, is_purer))
+    budget = f" at budget {cells[0].budget}" if cells else ""
+    empty = Note(f"No cell of this table has been run{budget}.")
+    notes = _notes(shown, used) if shown else (empty,)
     rows = tuple(part.result for part in shown)
     return Sheet(layout.name, layout.title, layout.shots, tuple(lines), notes, used, rows)
 
@@ -116,13 +119,6 @@ def _span(lengths: Iterable[int]) -> str:
     return " to ".join(f"{n:,}" for n in dict.fromkeys((min(lengths), max(lengths))))
 
 
-def _label(line: Line, here: Sequence[Result | None]) -> str:
-    used = {r.data_used for r in here if r}
-    if line.method in DATA_BASED or not all(words.startswith(NO_DATA) for words in used):
-        return f"{line.label} (data-based)"
-    return f"{line.label} (image prior)" if IMAGE_PRIOR in used else line.label
-
-
 def _entries(
     block: Block,
     line: Line,
@@ -134,15 +130,23 @@ def _entries(
     for n_shot, result in zip(shots, here, strict=True):
         key = block.key(n_shot, line.method)
         paper = published(key, line.adaptation)
-        ours = NOT_RUN[key in run]
         entries.append(
             Entry(
-                ours if result is None else accuracy_text(result),
+                _missing(block, line, n_shot, run) if result is None else accuracy_text(result),
                 _NONE if paper is None else _with_interval(*paper),
                 _NONE if result is None else _difference_text(result),
             )
         )
     return tuple(entries)
+
+
+def _missing(block: Block, line: Line, n_shot: int, run: set[str]) -> str:
+    """Why there is no number of ours: a promise only where the cell can be made."""
+    not_run, not_evaluated, never = NO_NUMBER
+    if block.key(n_shot, line.method) in run:
+        return not_evaluated
+    promised = in_grid(block.scenario, block.datasets[0], block.n_way)
+    return not_run if n_shot in promised.get(line.method, ()) else never
 
 
 def _difference_text(result: Result) -> str:

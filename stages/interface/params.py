@@ -26,6 +26,7 @@ from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
+FEWEST_TEACHERS = {"dro": 2}  # of methods that need more than one: S and Q (METHODS 2)
 NO_DATASET = "none"  # as `dataset`: a pool brought from elsewhere, and no images at all
 
 
@@ -110,6 +111,7 @@ def _check_together(given: Params, path: Path) -> None:
     check_dataset(given, given.dataset, path)
     _check_adaptation(given, path)
     _check_mixing(given, path)
+    _check_pool_size(given, path)
     for name, budget in given.budgets.items():
         length = budget.meta_train
         if length.curriculum_start > length.n_iterations:
@@ -182,6 +184,20 @@ def _check_mixing(given: Params, path: Path) -> None:
         raise BadInput(
             f"{path}: scenarios.{given.scenario}.start = 'average': {what}"
             f" (scenarios.{given.scenario}.architectures); allowed for these: random"
+        )
+
+
+def _check_pool_size(given: Params, path: Path) -> None:
+    """Refuse a pool of fewer teachers than the method learns from."""
+    size = given.pretrain.pool_size
+    if size == "auto" or given.dataset == NO_DATASET or given.method not in METHODS:
+        return
+    asked = getattr(getattr(given.meta_train, given.method), "n_teachers", "all")
+    fewest = FEWEST_TEACHERS.get(given.method, 1) if asked == "all" else int(asked)
+    if size < fewest:
+        raise BadInput(
+            f"{path}: pretrain.pool_size = {size}: method {given.method} needs {fewest} teachers;"
+            f" allowed: auto, from {fewest}"
         )
 
 

@@ -27,6 +27,17 @@ KEY = re.compile(
 CURVE_POINTS = 200  # of the history that the file keeps
 
 
+def method_of(key: str, n_way: int, n_shot: int) -> str:
+    """The method that a cell's key names. Raises BadInput if `key` is no such cell's."""
+    match = KEY.fullmatch(key)
+    if match is None or (int(match["n_way"]), int(match["n_shot"])) != (n_way, n_shot):
+        raise BadInput(
+            f"{key}: not the key of a {n_way}-way {n_shot}-shot cell:"
+            " <scenario>-<data set>-<n>way-<n>shot-<method>"
+        )
+    return match["method"]
+
+
 def save_episodes(path: Path, rows: Mapping[str, Row], test: Tasks) -> None:
     """A row an episode: its data set and classes, and the accuracy (percent) of every row."""
     names = [
@@ -46,6 +57,7 @@ def save_cell(
     path: Path,
     key: str,
     rows: Mapping[str, Row],
+    test: Tasks,
     content: Mapping[str, Any],
     *,
     n_way: int,
@@ -53,18 +65,13 @@ def save_cell(
     n_query: int,
     seed: int,
     budget: str,
-    datasets: list[str],
     pool: Path,
     learner: Path | None,
     evaluation: Path,
 ) -> None:
-    """Write the file. Raises BadInput if `key` is no cell's, or not this one's."""
+    """Write the file; `key` has passed `method_of`."""
     match = KEY.fullmatch(key)
-    if match is None or (int(match["n_way"]), int(match["n_shot"])) != (n_way, n_shot):
-        raise BadInput(
-            f"{key}: not the key of a {n_way}-way {n_shot}-shot cell:"
-            " <scenario>-<data set>-<n>way-<n>shot-<method>"
-        )
+    assert match is not None
     trained = [] if learner is None else [_provenance(learner)]
     runs = [
         {"stage": "pretrain"} | _provenance(pool),
@@ -77,10 +84,11 @@ def save_cell(
         "n_way": n_way,
         "n_shot": n_shot,
         "n_query": n_query,
-        "datasets": datasets,
+        "datasets": [part.dataset for part in test.data],
         "seed": seed,
         "budget": budget,
-        "n_episodes": len(next(iter(rows.values())).share),
+        "n_episodes": len(test.tasks),
+        "fingerprint": test.fingerprint,
         "data_used": trained[0]["data_used"] if trained else NO_DATA,
         "rows": {name: row.summary() for name, row in rows.items()},
         **content,

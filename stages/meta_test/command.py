@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from stages.interface.errors import BadInput, refuses_bad_input
 
 if TYPE_CHECKING:
     from stages.common.dataset import ClassImages, Split
+    from stages.meta_test.adaptations import Model
     from stages.meta_test.evaluate import Row, Tasks
 
 PARAMS = ("seed", "device", "n_query", "meta_test", "budgets.{budget}.meta_test")
@@ -48,38 +48,36 @@ def meta_test(
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import written_whole
-    from stages.common.pool import load_manifest, load_pool
+    from stages.common.pool import load_pool
     from stages.interface.device import resolve
     from stages.interface.provenance import save_provenance
     from stages.meta_test import evaluate
-    from stages.meta_test.cell import save_cell, save_episodes
+    from stages.meta_test.cell import method_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
     from stages.meta_test.similarity import similarity
 
     device = resolve(given["device"])
     settings = given["meta_test"]
-    load_manifest(pool)  # a wrong pool is refused before minutes of evaluation
     start = time.monotonic()
     shape = (n_way, n_shot, given["n_query"])
-    teachers = functools.cache(lambda: load_pool(pool, device))  # read where needed, once
+    # What is wrong is refused before minutes of evaluation.
+    method = method_of(cell, n_way, n_shot)
+    models = evaluate.load_snapshots(learner, device) if learner else []
+    _check_learner(models, learner, cell, method, n_way)
+    teachers = load_pool(pool, device)
 
     def tasks(split: Split, n_episodes: int) -> Tasks:
         if data:
             return _tasks(load_splits(data, split), split, n_episodes, shape)
-        made = pseudo_classes(teachers(), split, settings.pseudo, device)
+        made = pseudo_classes(teachers, split, settings.pseudo, device)
         return _tasks([made], split, n_episodes, shape)
 
     test = tasks("test", settings.n_episodes)
     content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
     rows: dict[str, Row]
     if learner is None:
-        rows = evaluate.judge_pool(teachers(), test, settings, device)
+        rows = evaluate.judge_pool(teachers, test, settings, device)
     else:
-        models = evaluate.load_snapshots(learner, device)
-        if models[0].info.n_way != n_way:
-            raise BadInput(
-                f"n_way = {n_way}: the learner of {learner} has {models[0].info.n_way} outputs"
-            )
         val = tasks("val", given["budgets.{budget}.meta_test"].n_val_episodes)
         selection = evaluate.select(models, val, settings, device)
         rows = evaluate.judge_learner(models, selection, val, test, settings, device)
@@ -90,7 +88,7 @@ def meta_test(
         synthetic = learner / "synthetic.safetensors"
         if synthetic.exists() and data:
             train = load_splits(data, "train")
-            content["similarity"] = similarity(synthetic, teachers(), train, settings)
+            content["similarity"] = similarity(synthetic, teachers, train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
     content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
     with written_whole(out) as temporary:
@@ -102,13 +100,13 @@ def meta_test(
         metrics,
         cell,
         rows,
+        test,
         content,
         n_shot=n_shot,
         n_way=n_way,
         n_query=given["n_query"],
         seed=given["seed"],
         budget=budget,
-        datasets=[part.dataset for part in test.data],
         pool=pool,
         learner=learner,
         evaluation=out,
@@ -116,6 +114,21 @@ def meta_test(
     for name, row in rows.items():
         found = row.summary()
         typer.echo(f"{name:22s} {found['accuracy']:6.2f} +- {found['ci95']:.2f} % {row.protocol}")
+
+
+def _check_learner(
+    models: Sequence[Model], learner: Path | None, cell: str, method: str, n_way: int
+) -> None:
+    """Refuse a learner that is not the cell's; the cell of method `pool` has none."""
+    if not models:
+        if method != "pool":
+            raise BadInput(f"{cell}: method {method}: needs --learner; without one allowed: pool")
+        return
+    info = models[0].info
+    if info.method != method:
+        raise BadInput(f"{cell}: method {method}: the learner of {learner} is of {info.method}")
+    if info.n_way != n_way:
+        raise BadInput(f"n_way = {n_way}: the learner of {learner} has {info.n_way} outputs")
 
 
 def _tasks(

@@ -7,6 +7,8 @@ episodes exactly once.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +39,20 @@ class Tasks:
 
     def seen_by(self, model: Model, device: str) -> RealEpisodes:
         return RealEpisodes(self.data, self.tasks, model.info.view, device)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the episodes: classes, their sizes, support and query images by position.
+
+        Equal for cells that may be compared episode by episode. It says which images a canonical
+        file holds by their number alone: the sources pin or render the images themselves.
+        """
+        data = [
+            [part.dataset, part.image_size, part.class_names, [len(x) for x in part.images]]
+            for part in self.data
+        ]
+        tasks = [[t.data, *(x.tolist() for x in t.episode)] for t in self.tasks]
+        return hashlib.sha256(json.dumps([data, tasks]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,7 @@ def curve(
             episodes = test.seen_by(model, device).first(len(tasks))
             labels = adaptation.predict(model, episodes, params, _silent)
             found = Row(right(labels, tasks), "").summary()
-            point = {"iteration": model.info.iteration}
+            point = {"iteration": model.info.iteration, "n_episodes": len(tasks)}
             points.append(point | {key: found[key] for key in ("accuracy", "ci95")})
             report(len(points), accuracy=found["accuracy"])
     return points

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from stages.common.files import written_whole
@@ -14,7 +16,8 @@ from stages.common.pool import Teacher
 
 ROWS, COLUMNS = 10, 10  # classes of a panel, and images of each
 IMAGE = 64  # screen pixels of an image's side
-MARGIN = 16  # between panels, and for their titles
+TEXT = 26  # pixels of the titles' font
+MARGIN = 40  # between panels, and for their titles
 
 
 def save_picture(
@@ -23,7 +26,8 @@ def save_picture(
     """PNG with a panel for each form of teacher in the pool (architecture, data set), side by side.
 
     A panel shows `COLUMNS` images of each of the form's first `ROWS` classes, clamped to valid
-    pixels. `synthetic`: images (n_i, 3, h_i, w_i) and labels (n_i,) of each teacher of the pool.
+    pixels. The file also holds the panels' names as text, for captions. `synthetic`: images
+    (n_i, 3, h_i, w_i) and labels (n_i,) of each teacher of the pool.
     """
     panels: dict[str, list[Image.Image]] = {}
     for (images, labels), teacher in zip(synthetic, pool, strict=True):
@@ -35,14 +39,20 @@ def save_picture(
             width = strip.shape[1] * IMAGE // info.image_size
             row = Image.fromarray(strip.numpy())
             strips.append(row.resize((width, IMAGE), Image.Resampling.NEAREST))
-    widths = [max(row.width for row in strips) for strips in panels.values()]
+    font = ImageFont.load_default(size=TEXT)
+    widths = [
+        max(math.ceil(font.getlength(title)), *(row.width for row in strips))
+        for title, strips in panels.items()
+    ]
     height = MARGIN + IMAGE * max(len(strips) for strips in panels.values())
     whole = Image.new("RGB", (sum(widths) + MARGIN * (len(widths) - 1), height), "white")
     left = 0
     for (title, strips), width in zip(panels.items(), widths, strict=True):
-        ImageDraw.Draw(whole).text((left, 2), title, fill="black")
+        ImageDraw.Draw(whole).text((left, 2), title, fill="black", font=font)
         for i, row in enumerate(strips):
             whole.paste(row, (left, MARGIN + i * IMAGE))
         left += width + MARGIN
+    names = PngInfo()
+    names.add_text("panels", "; ".join(panels))
     with written_whole(path) as temporary:
-        whole.save(temporary, format="PNG")
+        whole.save(temporary, format="PNG", pnginfo=names)

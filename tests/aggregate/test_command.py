@@ -75,7 +75,12 @@ def test_pictures_of_the_very_run_are_kept(project: Path) -> None:
     own = {k: v for k, v in runs[-1].items() if k != "stage"}
     (evaluation / "provenance.json").write_text(json.dumps(own))
     run("report", "--budget", "quick")
-    assert [(p.parent / "pictures" / f"{CELL}.png").is_file() for p in cells] == [True, False]
+    kept = [p.parent / "pictures" / f"{CELL}.png" for p in cells]
+    assert [path.is_file() for path in kept] == [True, False]
+    kept[0].unlink()
+    run("report", "--budget", "quick", "--out", "elsewhere")
+    assert not kept[0].is_file()  # nothing is written but there, and the picture is shown
+    assert "Synthetic images (figure 5)" in Path("elsewhere/report.html").read_text()
 
 
 def test_report_needs_a_cell(project: Path) -> None:
@@ -124,7 +129,7 @@ def test_report_shows_everything_and_needs_nothing(project: Path) -> None:
         assert json.loads(path.read_text())["command"] in page
     assert "evil &lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in page
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
-    assert "not run" in page
+    assert '<td class="none">not run</td>' in page
     assert "(2 seeds: ±" in page
     assert all(layout.title in page.replace("&#x27;", "'") for layout in PAPER.values())
 

@@ -17,9 +17,10 @@ from stages.aggregate.results import (
     paired_difference,
     published,
     results,
+    row_label,
 )
 from stages.interface.errors import BadInput
-from tests.aggregate.fakes import row_of, write_cell
+from tests.aggregate.fakes import fake_cell, row_of, write_cell
 
 ECI, EI = "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-ei"
 
@@ -91,6 +92,75 @@ def test_other_episodes_in_one_task_are_refused(
     with pytest.raises(BadInput, match=rf"1shot-ei \(seed 0\): {what} in .*1shot-eci"):
         results([first, first.model_copy(update={"key": EI, "method": "ei", **changes})])
     results([first, load_cell(write_cell(tmp_path, EI.replace("1shot", "5shot")))])
+
+
+def test_cells_whose_episodes_are_known_to_differ_are_refused(tmp_path: Path) -> None:
+    """Of equal number and size, but other ones: no difference of the two is paired."""
+
+    def cell(key: str, fingerprint: str | None) -> Cell:
+        return load_cell(write_cell(tmp_path, key, fingerprint=fingerprint))
+
+    before = cell("ss-cifar_fs-5way-1shot-anil", None)  # a cell from before they were kept
+    results([before, cell(ECI, "aa"), cell(EI, "aa")])
+    results([before, cell(ECI, "aa"), cell(EI.replace("1shot", "5shot"), "bb")])
+    with pytest.raises(BadInput, match=r"1shot-ei \(seed 0\): fingerprint = bb, but aa in .*-eci"):
+        results([before, cell(ECI, "aa"), cell(EI, "bb")])
+
+
+def changed_in(root: Path, key: str, seed: int = 0, **stages: dict[str, object]) -> Cell:
+    """A cell whose stages noted parameters other than the committed ones."""
+    runs = [
+        {**run, "changed_params": stages.get(run["stage"], {})}
+        for run in fake_cell(key)["provenance"]
+    ]
+    return load_cell(write_cell(root, key, seed, provenance=runs))
+
+
+LAMBDA = {"meta_train.eci.curriculum_weight": 2.0}
+
+
+def test_a_changed_parameter_is_named_where_its_stage_read_it(tmp_path: Path) -> None:
+    assert changed_in(tmp_path, ECI).changed == {}
+    assert changed_in(tmp_path, ECI, meta_train=LAMBDA).changed == LAMBDA
+    # noted by the pool's run, which does not read it; the learner came later, without it
+    assert changed_in(tmp_path, ECI, pretrain=LAMBDA, meta_test=LAMBDA).changed == {}
+    assert changed_in(tmp_path, EI, meta_train=LAMBDA).changed == {}
+    many = {
+        "n_query": 5,
+        "meta_test.icfil.head_lr": 0.1,
+        "datasets.cifar_fs.images_per_class": 20,
+        "datasets.glyphs.images_per_class": 20,
+        "budgets.quick.meta_test.n_val_episodes": 3,
+        "budgets.paper.meta_test.n_val_episodes": 3,
+        "pretrain.pool_size": 6,
+    }
+    (result,) = [
+        r for r in results([changed_in(tmp_path, ECI, meta_test=many)]) if r.adaptation == "icfil"
+    ]
+    assert result.changed == (
+        "budgets.quick.meta_test.n_val_episodes = 3, datasets.cifar_fs.images_per_class = 20,"
+        " meta_test.icfil.head_lr = 0.1, n_query = 5"
+    )
+
+
+def test_a_label_says_what_was_changed_and_at_which_shots(tmp_path: Path) -> None:
+    keys = (ECI, ECI.replace("1shot", "5shot"))
+    plain, other = (results([changed_in(tmp_path, key)])[0] for key in keys)
+    here, there = (results([changed_in(tmp_path, key, meta_train=LAMBDA)])[0] for key in keys)
+    what = "meta_train.eci.curriculum_weight = 2.0"
+    assert row_label("ECI", "eci", [plain, other]) == "ECI"
+    assert row_label("ECI", "eci", [here, there]) == f"ECI (changed: {what})"
+    assert row_label("ECI", "eci", [plain, there]) == f"ECI (changed at 5-shot: {what})"
+
+
+def test_seeds_with_other_parameters_are_refused(tmp_path: Path) -> None:
+    first, second = changed_in(tmp_path, ECI), changed_in(tmp_path, ECI, 1, meta_train=LAMBDA)
+    with pytest.raises(
+        BadInput,
+        match=r"1shot-eci: seed 1 was run with meta_train.*weight = 2.0 changed, seed 0 with noth",
+    ):
+        results([first, second])
+    results([changed_in(tmp_path, ECI, meta_train=LAMBDA), second])
 
 
 def test_published_values_are_whole_and_unique() -> None:

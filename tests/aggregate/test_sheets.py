@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from stages.aggregate.cells import Cell, load_cell
-from stages.aggregate.layouts import PAPER, Layout, cells_of, every_row
+from stages.aggregate.layouts import OURS, PAPER, Layout, cells_of, every_row, selected
 from stages.aggregate.markdown import markdown
 from stages.aggregate.results import results
 from stages.aggregate.sheets import Sheet, fill, iterations_text
@@ -71,6 +73,8 @@ def test_what_was_not_run_says_so_and_is_never_the_papers(tmp_path: Path) -> Non
     nothing = filled(PAPER["table_3"], [])
     assert {e.ours for line in nothing.lines for e in line.entries} == {"not run"}
     assert "No cell of this table has been run." in markdown(nothing)
+    elsewhere = filled(PAPER["table_3"], load(tmp_path, "ss-cifar_fs-5way-1shot-eci"))
+    assert "No cell of this table has been run at budget quick." in markdown(elsewhere)
 
 
 def test_seeds_show_their_spread(tmp_path: Path) -> None:
@@ -81,6 +85,21 @@ def test_seeds_show_their_spread(tmp_path: Path) -> None:
     wanted = f"{result.accuracy:.2f} ± {result.ci95:.2f} (3 seeds: ± {result.seed_std:.2f})"
     assert wanted in text
     assert len(lines_of(text, f"- `{key}`, seed")) == 3
+
+
+def test_a_row_run_with_other_parameters_says_so(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-random")
+    run = (
+        cells[0]
+        .provenance[1]
+        .model_copy(update={"changed_params": {"meta_train.eci.curriculum_weight": 2}})
+    )
+    cells[0] = cells[0].model_copy(update={"provenance": [run]})
+    changed = "(changed: meta_train.eci.curriculum_weight = 2)"
+    for layout in (PAPER["table_1"], selected(cells[:1]), *every_row(cells)):
+        text = markdown(filled(layout, cells))
+        assert f"(PURER) {changed}" in text or f"**PURER (ECI + ICFIL) {changed}**" in text
+    assert "| Random |" in markdown(filled(PAPER["table_1"], cells))
 
 
 def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:
@@ -109,11 +128,40 @@ def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:
     assert labels.index("ANIL on EI's episodes + one step") < labels.index("novel + one step")
     assert labels[-1] == "Prototypical network + nearest class mean (data-based)"
     assert "ss-glyphs-5way-5shot-dro" in cells_of(glyphs)
-    assert not any("dro" in key for key in cells_of(mixed))
+    assert not any(key.endswith(("dro", "anil", "protonet")) for key in cells_of(mixed))
     assert filled(mixed, cells).headings == ["CIFAR-FS and MiniImageNet, 5-way"]
     text = markdown(filled(glyphs, cells))
     (line,) = lines_of(text, "| glyphs, 5-way | OTA")
     assert line.count("not run") == 2
+    (line,) = lines_of(text, "| glyphs, 5-way | novel + one step")
+    assert line.endswith(" – | – | – | – | – |")  # nobody can make its other number of shots
+
+
+def test_a_task_outside_the_grid_promises_nothing(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-glyphs-7way-2shot-eci")
+    (layout,) = every_row(cells)
+    assert layout.shots == (2,)
+    assert cells_of(layout) == {"ss-glyphs-7way-2shot-eci"}
+    assert "not run" not in markdown(filled(layout, cells))
+
+
+@pytest.mark.parametrize(
+    "layout", [*PAPER.values(), *OURS.values()], ids=lambda layout: layout.name
+)
+def test_headings_tell_blocks_apart(layout: Layout) -> None:
+    headings = [layout.heading(block) for block in layout.blocks]
+    assert len(set(headings)) == len(headings)
+
+
+def test_a_heading_names_the_scenario_where_several_stand_together(tmp_path: Path) -> None:
+    sheet = filled(OURS["distillation_elsewhere"], load(tmp_path, "sh-cifar_fs-5way-1shot-pool"))
+    assert sheet.headings == [
+        "SH, CIFAR-FS, 5-way",
+        "MH, CIFAR-FS and MiniImageNet, 5-way",
+        "SS, MiniImageNet, 5-way",
+        "SS, CIFAR-FS, 10-way",
+    ]
+    assert sheet.lines[0].label == "The pool itself: features"  # of any number of networks
 
 
 def test_without_data_only_what_the_grid_can_make_is_expected(tmp_path: Path) -> None:

@@ -146,6 +146,33 @@ def test_mixing_parameters_of_different_architectures_is_refused(edited, method,
         params.load(path)
 
 
+@pytest.mark.parametrize(
+    ("method", "pool_size", "fewest"),
+    [("eci_pool6", 3, 6), ("eci_pool6", 5, 6), ("eci_pool2", 1, 2), ("dro", 1, 2)],
+)
+def test_a_pool_too_small_for_the_method_is_refused(edited, method, pool_size, fewest) -> None:
+    path = edited("method", method)
+    params.load(path)  # pool_size: auto
+
+    def of(size: int) -> Path:
+        sized = path.with_name("sized.yaml")
+        sized.write_text(path.read_text().replace("pool_size: auto", f"pool_size: {size}"))
+        return sized
+
+    with pytest.raises(
+        BadInput, match=rf"pool_size = {pool_size}: method {method} needs {fewest} teachers; allow"
+    ):
+        params.load(of(pool_size))
+    assert params.load(of(fewest)).pretrain.pool_size == fewest
+
+
+def test_a_pool_of_one_is_enough_for_others(edited) -> None:
+    for method in ("eci", "average", "pool", "real_maml"):
+        path = edited("method", method)
+        path.write_text(path.read_text().replace("pool_size: auto", "pool_size: 1"))
+        assert params.load(path).pretrain.pool_size == 1
+
+
 def test_both_data_sets_of_a_pair_must_be_large_enough(edited) -> None:
     path = edited("datasets.textures.images_per_class", 19)
     path.write_text(path.read_text().replace("scenario: ss", "scenario: mh"))

@@ -226,4 +226,5 @@ def test_the_snapshot_is_chosen_on_validation_and_the_earliest_of_equals(
         assert judged[name].val_accuracy == best
     curve = evaluate.curve(models, tasks, SETTINGS, "cpu")
     assert [point["iteration"] for point in curve] == [10, 20]
+    assert [point["n_episodes"] for point in curve] == [3, 3]
     assert [point["accuracy"] for point in curve] == [row["one_step"] for row in found]

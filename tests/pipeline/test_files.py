@@ -12,13 +12,15 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.aggregate.cells import READS, load_cell
 from stages.aggregate.command import PARAMS as PUBLISHED_PARAMS
-from stages.aggregate.layouts import PAPER, cells_of
+from stages.aggregate.layouts import OURS, PAPER, cells_of, every_row
 from stages.data_based.params import DATA_BASED
 from stages.interface.params import load, lookup
 from stages.meta_train.methods import METHODS
 from stages.split.catalogue import CATALOGUE
 from stages.split.sources import SOURCES
+from tests.aggregate.fakes import write_cell
 from tests.conftest import ROOT
 
 GRID = YAML(typ="safe").load(ROOT / "stages" / "grid.yaml")
@@ -100,6 +102,13 @@ def test_params_are_what_the_code_reads() -> None:
         expected = {template.format(**cell_of(name)) for template in templates}
         assert declared_params(name) == expected, name
     assert declared_params("publish") == set(PUBLISHED_PARAMS)
+
+
+def test_what_a_table_calls_changed_is_what_the_stages_read() -> None:
+    for name in names("pretrain", "own_pool", "meta_train", "data_based", "meta_test"):
+        stage, cell = name.partition("@")[0], {"dataset": "", "method": "", **cell_of(name)}
+        read = declared_params(name) - {"seed", "device"}
+        assert read <= {template.format(**{"scenario": "", **cell}) for template in READS[stage]}
 
 
 def test_every_declared_param_exists() -> None:
@@ -207,6 +216,25 @@ def test_tables_and_cells_agree(table: str) -> None:
     cells = {dep for dep in declared_deps(table) if dep.startswith("reports/")}
     assert cells == {f"reports/{budget}/seed-0/{key}.json" for key in wanted}
     assert f"table {table} " in resolved()[table].cmd
+
+
+@pytest.mark.parametrize("table", OURS)
+def test_our_own_tables_name_cells_of_the_grid_alone(table: str) -> None:
+    assert cells_of(OURS[table]) <= set(CELLS)
+
+
+@pytest.mark.parametrize("task", sorted({key.rsplit("-", 2)[0] for key in CELLS | PSEUDO_CELLS}))
+def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path: Path) -> None:
+    cells = [
+        load_cell(write_cell(tmp_path, key))
+        for key in CELLS | PSEUDO_CELLS
+        if key.startswith(f"{task}-1shot") and key.endswith("eci")
+    ]
+    (layout,) = every_row(cells)
+    assert {f"{task}-{n}shot-{name}" for n in (1, 5) for name in ("pool", "ei", "eci")} <= (
+        cells_of(layout)
+    )
+    assert cells_of(layout) <= set(CELLS | PSEUDO_CELLS)
 
 
 def test_the_grid_stays_small() -> None:

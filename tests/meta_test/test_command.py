@@ -1,0 +1,88 @@
+"""What the command refuses, before it evaluates anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stages.common.learner import LearnerInfo, initial_theta, save_learner
+from stages.common.seeds import generator
+from stages.meta_test.command import app
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Path:
+    """A 3-way learner of EI."""
+    info = LearnerInfo(
+        architecture="conv4",
+        n_way=3,
+        image_size=16,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        method="ei",
+        meta_learner="maml",
+        iteration=10,
+    )
+    theta = initial_theta("conv4", 3, 16, generator(0, "theta"))
+    save_learner(tmp_path / "learner/snapshots/iteration-000010.safetensors", theta, info)
+    return tmp_path / "learner"
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, cell: str, pool: Path, *more: str) -> str:
+    """The message of a 3-way 2-shot run; its data set is missing, which is found last."""
+    monkeypatch.chdir(ROOT)
+    shape = ("--n-way", "3", "--n-shot", "2", "--budget", "quick")
+    out = str(pool.parent / "out")
+    arguments = (cell, "--pool", str(pool), *shape, "--data", f"{out}/no-data", *more)
+    result = CliRunner().invoke(app, [*arguments, "--out", out, "--metrics", f"{out}.json"])
+    assert result.exit_code == 2, result.output
+    return re.sub(r"\s+", " ", result.output)
+
+
+@pytest.mark.parametrize(
+    "key", ["ss-glyphs-5way-2shot-ei", "ss-glyphs-3way-1shot-ei", "ss-glyphs-ei", "nonsense"]
+)
+def test_a_key_of_another_cell_is_refused(
+    key: str, tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = refusal(monkeypatch, key, tiny_pool, "--learner", str(learner))
+    assert f"{key}: not the key of a 3-way 2-shot cell" in found
+
+
+@pytest.mark.parametrize("method", ["eci", "eix", "pool"])
+def test_a_learner_of_another_method_is_refused(
+    method: str, tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = f"ss-glyphs-3way-2shot-{method}"
+    found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+    assert f"{cell}: method {method}: the learner of" in found
+    assert "is of ei" in found
+
+
+def test_the_pool_is_judged_as_the_pool_alone(
+    tiny_pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = "ss-glyphs-3way-2shot-ei"
+    assert f"{cell}: method ei: needs --learner" in refusal(monkeypatch, cell, tiny_pool)
+
+
+def test_what_fits_is_refused_for_its_data_alone(
+    tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = "ss-glyphs-3way-2shot-ei"
+    found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+    assert "no-data: no such file" in found
+
+
+def test_a_broken_teacher_is_found_before_the_evaluation(
+    tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = sorted(tiny_pool.glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    cell = "ss-glyphs-3way-2shot-ei"
+    found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+    assert f"{last.name}: not a whole safetensors file" in found
