@@ -14,6 +14,19 @@ from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
 
 LONG = 12  # rows; the notes of a longer table name kinds of rows
+# What rows were judged on, and what chose their snapshots, with a data set and without.
+ON_REAL = (
+    "fixed meta-test episodes",
+    "Snapshots were chosen on meta-validation. published: the paper's number under its own"
+    " protocol, which selects on meta-test.",
+)
+ON_PSEUDO = (
+    "fixed pseudo episodes",
+    "There was no data set: snapshots were chosen, and rows judged, on pseudo episodes, fresh"
+    " synthetic images of the pool's own classes, inverted from procedural images. So the choice"
+    " used this hand-made image prior also where training did not (EI, ECI). These are no"
+    " accuracies on real images.",
+)
 _NONE = "–"
 NO_NUMBER = ("not run", "not evaluated", _NONE)  # no such cell yet; no such row of it; never any
 
@@ -166,16 +179,17 @@ def _signed(value: float) -> str:
 
 
 def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
-    episodes = sorted({part.result.n_episodes for part in shown})
+    counts = sorted({part.result.n_episodes for part in shown})
     length = iterations_text(cells)
+    has_data = cells[0].dataset != NO_DATASET  # a table has one or the other
+    episodes, choice = ON_REAL if has_data else ON_PSEUDO
     notes = [
         Note(
             f"Budget {cells[0].budget}{f': {length}' if length else ''}."
-            f" Accuracy in percent over {' or '.join(map(str, episodes))} fixed meta-test episodes,"
+            f" Accuracy in percent over {' or '.join(map(str, counts))} {episodes},"
             " ± the 95 % interval over them (1.96 s / √n); after several seeds the mean over them,"
-            " and in brackets the standard deviation between seeds. Snapshots were chosen on"
-            " meta-validation. published: the paper's number under its own protocol, which selects"
-            " on meta-test. minus PURER: mean difference on the same episodes and seeds."
+            f" and in brackets the standard deviation between seeds. {choice}"
+            " minus PURER: mean difference on the same episodes and seeds."
         ),
         _grouped(
             "Protocol (inner steps, learning rate, BatchNorm)",
@@ -187,14 +201,6 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
             "Data that training used", shown, "data_used", lambda row: method_name(row.method)
         ),
     ]
-    if any(cell.dataset == NO_DATASET for cell in cells):
-        notes.append(
-            Note(
-                "There was no data set: snapshots were chosen, and rows judged, on pseudo episodes,"
-                " fresh synthetic images of the pool's own classes. These are no accuracies on real"
-                " images."
-            )
-        )
     if far := _far_from_published(shown):
         notes.append(Note("More than two combined intervals from the published value:", far))
     return tuple(notes)

@@ -7,6 +7,7 @@ import pytest
 from stages.aggregate.cells import Cell, load_cell
 from stages.aggregate.layouts import OURS, PAPER, Layout, cells_of, every_row, selected
 from stages.aggregate.markdown import markdown
+from stages.aggregate.report import report
 from stages.aggregate.results import results
 from stages.aggregate.sheets import Sheet, fill, iterations_text
 from tests.aggregate.fakes import N_EPISODES, write_cell
@@ -168,6 +169,28 @@ def test_without_data_only_what_the_grid_can_make_is_expected(tmp_path: Path) ->
     (layout,) = every_row(load(tmp_path, "ss-none-5way-5shot-ei"))
     methods = {key.rsplit("-", 1)[1] for key in cells_of(layout)}
     assert methods == {"pool", "ei", "eci", "distill"}
+
+
+def test_what_is_judged_on_pseudo_episodes_says_so(tmp_path: Path) -> None:
+    for dataset, said, unsaid in (
+        ("none", "fixed pseudo episodes", "meta-"),
+        ("glyphs", "Snapshots were chosen on meta-validation.", "pseudo episodes"),
+    ):
+        cells = load(tmp_path, f"ss-{dataset}-5way-5shot-ei")
+        (layout,) = every_row(cells)
+        first = filled(layout, cells).notes[0].text
+        assert said in first
+        assert unsaid not in first
+        assert ("inverted from procedural images" in first) == (dataset == "none")
+
+
+def test_the_report_says_what_chose_the_snapshots(tmp_path: Path) -> None:
+    real, pseudo = load(tmp_path, "ss-glyphs-5way-5shot-ei", "ss-none-5way-5shot-ei")
+    pages = [report([], [], [], cells) for cells in ([real], [pseudo], [real, pseudo])]
+    chosen = [
+        ("Snapshots are chosen on the meta-val" in p, "pseudo episodes: fresh" in p) for p in pages
+    ]
+    assert chosen == [(True, False), (False, True), (True, True)]
 
 
 def test_a_caption_tells_steps_of_distillation_from_outer_iterations(tmp_path: Path) -> None:
