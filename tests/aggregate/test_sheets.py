@@ -219,3 +219,16 @@ def test_a_long_table_names_kinds_of_rows_in_its_notes(tmp_path: Path) -> None:
     assert "none: Pool; Random; Average; EI; ECI" in notes["Data that training used:"]
     protocol = notes["Protocol (inner steps, learning rate, BatchNorm):"]
     assert "1 step, lr 0.01, transductive: one step" in protocol
+
+
+def test_a_row_of_several_values_says_where_it_has_which(tmp_path: Path) -> None:
+    cells = load(tmp_path, *(f"ss-cifar_fs-5way-{n}shot-random" for n in (1, 5)))
+    other = cells[1].rows["one_step"].model_copy(update={"protocol": "2 steps"})
+    cells[1] = cells[1].model_copy(update={"rows": {**cells[1].rows, "one_step": other}})
+    (layout,) = every_row(cells)
+    items = filled(layout, cells).notes[1].items
+    assert "1 step, lr 0.01, transductive: Random + one step (CIFAR-FS, 5-way, 1-shot)" in items
+    assert "2 steps: Random + one step (CIFAR-FS, 5-way, 5-shot)" in items
+    # labels of the paper's tables do not spell what a kind is called, so rows are named
+    (note,) = [n for n in filled(PAPER["table_1"], cells).notes if n.text.startswith("Protocol")]
+    assert note.items[1] == "2 steps: Random (CIFAR-FS, 5-way, 5-shot)"
