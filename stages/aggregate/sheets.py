@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell, in_grid
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, method_name
+from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, method_name, row_name
 from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
 
-LONG = 12  # rows; the notes of a longer table name kinds of rows
+# What rows were judged on, and what chose their snapshots, with a data set and without.
+ON_REAL = (
+    "fixed meta-test episodes",
+    "Snapshots were chosen on meta-validation. published: the paper's number under its own"
+    " protocol, which selects on meta-test.",
+)
+ON_PSEUDO = (
+    "fixed pseudo episodes",
+    "There was no data set: snapshots were chosen, and rows judged, on pseudo episodes, fresh"
+    " synthetic images of the pool's own classes, inverted from procedural images. So the choice"
+    " used this hand-made image prior also where training did not (EI, ECI). These are no"
+    " accuracies on real images.",
+)
 _NONE = "–"
 NO_NUMBER = ("not run", "not evaluated", _NONE)  # no such cell yet; no such row of it; never any
 
@@ -69,6 +81,19 @@ class _Shown:
     @property
     def place(self) -> str:
         return f"{self.heading}, {self.result.n_shot}-shot"
+
+    @property
+    def method(self) -> str:
+        return method_name(self.result.method)
+
+    @property
+    def row(self) -> str:
+        return ADAPTATIONS.get(self.result.adaptation, self.result.adaptation)
+
+    @property
+    def is_spelled(self) -> bool:
+        """Whether the label says method and row in their own words, so that either can be named."""
+        return self.label.startswith(row_name(self.result.method, self.result.adaptation))
 
 
 def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sheet:
@@ -166,63 +191,49 @@ def _signed(value: float) -> str:
 
 
 def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
-    episodes = sorted({part.result.n_episodes for part in shown})
+    counts = sorted({part.result.n_episodes for part in shown})
     length = iterations_text(cells)
+    has_data = cells[0].dataset != NO_DATASET  # a table has one or the other
+    episodes, choice = ON_REAL if has_data else ON_PSEUDO
     notes = [
         Note(
             f"Budget {cells[0].budget}{f': {length}' if length else ''}."
-            f" Accuracy in percent over {' or '.join(map(str, episodes))} fixed meta-test episodes,"
+            f" Accuracy in percent over {' or '.join(map(str, counts))} {episodes},"
             " ± the 95 % interval over them (1.96 s / √n); after several seeds the mean over them,"
-            " and in brackets the standard deviation between seeds. Snapshots were chosen on"
-            " meta-validation. published: the paper's number under its own protocol, which selects"
-            " on meta-test. minus PURER: mean difference on the same episodes and seeds."
+            f" and in brackets the standard deviation between seeds. {choice}"
+            " minus PURER: mean difference on the same episodes and seeds."
         ),
-        _grouped(
-            "Protocol (inner steps, learning rate, BatchNorm)",
-            shown,
-            "protocol",
-            lambda row: ADAPTATIONS.get(row.adaptation, row.adaptation),
-        ),
-        _grouped(
-            "Data that training used", shown, "data_used", lambda row: method_name(row.method)
-        ),
+        _grouped("Protocol (inner steps, learning rate, BatchNorm)", shown, "protocol", "row"),
+        _grouped("Data that training used", shown, "data_used", "method"),
     ]
-    if any(cell.dataset == NO_DATASET for cell in cells):
-        notes.append(
-            Note(
-                "There was no data set: snapshots were chosen, and rows judged, on pseudo episodes,"
-                " fresh synthetic images of the pool's own classes. These are no accuracies on real"
-                " images."
-            )
-        )
     if far := _far_from_published(shown):
         notes.append(Note("More than two combined intervals from the published value:", far))
     return tuple(notes)
 
 
-def _grouped(
-    what: str, shown: Sequence[_Shown], column: str, coarse: Callable[[Result], str]
-) -> Note:
-    """Which rows have which value.
+def _grouped(what: str, shown: Sequence[_Shown], column: str, kind: str) -> Note:
+    """Which rows have which value, each row under the shortest name that has one value only.
 
-    A long table names a kind of rows, as `coarse` does, if all of it has one value; a row with
-    several values says where it has which.
+    That is its kind ("method", or "row": a way of adapting) if the table's labels spell kinds, else
+    its label, or label and place.
     """
-    by_label: Mapping[str, set[str]] = defaultdict(set)
-    by_kind: Mapping[str, set[str]] = defaultdict(set)
+
+    def names(part: _Shown) -> tuple[str, ...]:
+        own = (part.label, f"{part.label} ({part.place})")
+        return (getattr(part, kind), *own) if is_spelled else own
+
+    is_spelled = all(part.is_spelled for part in shown)
+    values: Mapping[str, set[str]] = defaultdict(set)
     for part in shown:
-        by_label[part.label].add(getattr(part.result, column))
-        by_kind[coarse(part.result)].add(getattr(part.result, column))
+        for name in names(part):
+            values[name].add(getattr(part.result, column))
     groups: Mapping[str, dict[str, None]] = defaultdict(dict)
     for part in shown:
-        kind, where = coarse(part.result), f"{part.label} ({part.place})"
-        name = part.label if len(by_label[part.label]) == 1 else where
-        is_short = len(by_label) > LONG and len(by_kind[kind]) == 1
-        groups[getattr(part.result, column)][kind if is_short else name] = None
+        shortest = next(name for name in names(part) if len(values[name]) == 1)
+        groups[getattr(part.result, column)][shortest] = None
     if len(groups) == 1:
         return Note(f"{what}: {next(iter(groups))} (all rows).")
-    items = (f"{value}: {'; '.join(names)}" for value, names in groups.items())
-    return Note(f"{what}:", tuple(items))
+    return Note(f"{what}:", tuple(f"{value}: {'; '.join(of)}" for value, of in groups.items()))
 
 
 def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:

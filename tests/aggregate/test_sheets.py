@@ -7,6 +7,7 @@ import pytest
 from stages.aggregate.cells import Cell, load_cell
 from stages.aggregate.layouts import OURS, PAPER, Layout, cells_of, every_row, selected
 from stages.aggregate.markdown import markdown
+from stages.aggregate.report import report
 from stages.aggregate.results import results
 from stages.aggregate.sheets import Sheet, fill, iterations_text
 from tests.aggregate.fakes import N_EPISODES, write_cell
@@ -170,6 +171,28 @@ def test_without_data_only_what_the_grid_can_make_is_expected(tmp_path: Path) ->
     assert methods == {"pool", "ei", "eci", "distill"}
 
 
+def test_what_is_judged_on_pseudo_episodes_says_so(tmp_path: Path) -> None:
+    for dataset, said, unsaid in (
+        ("none", "fixed pseudo episodes", "meta-"),
+        ("glyphs", "Snapshots were chosen on meta-validation.", "pseudo episodes"),
+    ):
+        cells = load(tmp_path, f"ss-{dataset}-5way-5shot-ei")
+        (layout,) = every_row(cells)
+        first = filled(layout, cells).notes[0].text
+        assert said in first
+        assert unsaid not in first
+        assert ("inverted from procedural images" in first) == (dataset == "none")
+
+
+def test_the_report_says_what_chose_the_snapshots(tmp_path: Path) -> None:
+    real, pseudo = load(tmp_path, "ss-glyphs-5way-5shot-ei", "ss-none-5way-5shot-ei")
+    pages = [report([], [], [], cells) for cells in ([real], [pseudo], [real, pseudo])]
+    chosen = [
+        ("Snapshots are chosen on the meta-val" in p, "pseudo episodes: fresh" in p) for p in pages
+    ]
+    assert chosen == [(True, False), (False, True), (True, True)]
+
+
 def test_a_caption_tells_steps_of_distillation_from_outer_iterations(tmp_path: Path) -> None:
     cells = load(tmp_path, "ss-glyphs-5way-1shot-eci", "ss-glyphs-5way-1shot-distill")
     steps = cells[1].model_copy(update={"selection": [{"iteration": 2500}]})
@@ -196,3 +219,16 @@ def test_a_long_table_names_kinds_of_rows_in_its_notes(tmp_path: Path) -> None:
     assert "none: Pool; Random; Average; EI; ECI" in notes["Data that training used:"]
     protocol = notes["Protocol (inner steps, learning rate, BatchNorm):"]
     assert "1 step, lr 0.01, transductive: one step" in protocol
+
+
+def test_a_row_of_several_values_says_where_it_has_which(tmp_path: Path) -> None:
+    cells = load(tmp_path, *(f"ss-cifar_fs-5way-{n}shot-random" for n in (1, 5)))
+    other = cells[1].rows["one_step"].model_copy(update={"protocol": "2 steps"})
+    cells[1] = cells[1].model_copy(update={"rows": {**cells[1].rows, "one_step": other}})
+    (layout,) = every_row(cells)
+    items = filled(layout, cells).notes[1].items
+    assert "1 step, lr 0.01, transductive: Random + one step (CIFAR-FS, 5-way, 1-shot)" in items
+    assert "2 steps: Random + one step (CIFAR-FS, 5-way, 5-shot)" in items
+    # labels of the paper's tables do not spell what a kind is called, so rows are named
+    (note,) = [n for n in filled(PAPER["table_1"], cells).notes if n.text.startswith("Protocol")]
+    assert note.items[1] == "2 steps: Random (CIFAR-FS, 5-way, 5-shot)"
