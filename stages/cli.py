@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
-from stages import check
-from stages.aggregate import command as aggregate
-from stages.data_based import command as data_based
-from stages.meta_test import command as meta_test
-from stages.meta_train import command as meta_train
-from stages.pool import command as pool
-from stages.pretrain import command as pretrain
-from stages.split import command as split
-from stages.use import command as use
+# Name: module and its function, or its group of commands.
+COMMANDS = {
+    "check": "stages.check:check",
+    "split": "stages.split.command:split",
+    "pretrain": "stages.pretrain.command:pretrain",
+    "meta_train": "stages.meta_train.command:meta_train",
+    "data_based": "stages.data_based.command:data_based",
+    "meta_test": "stages.meta_test.command:meta_test",
+    "report": "stages.aggregate.command:report",
+    "export": "stages.use.command:export",
+    "adapt": "stages.use.command:adapt",
+    "embed": "stages.use.command:embed",
+    "pool": "stages.pool.command:app",
+    "aggregate": "stages.aggregate.command:app",
+}
+HELP = {
+    "pool": "Bring your own classifiers.",
+    "aggregate": "Evaluated cells -> tables, figures, metrics.",
+}
 
-app = typer.Typer(
-    help="Data-free meta-learning: a pool of classifiers in, a few-shot learner out.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-app.command("check")(check.check)
-app.command("split")(split.split)
-app.command("pretrain")(pretrain.pretrain)
-app.command("meta_train")(meta_train.meta_train)
-app.command("data_based")(data_based.data_based)
-app.command("meta_test")(meta_test.meta_test)
-app.command("report")(aggregate.report)
-app.command("export")(use.export)
-app.command("adapt")(use.adapt)
-app.command("embed")(use.embed)
-app.add_typer(pool.app, name="pool", help="Bring your own classifiers.")
-app.add_typer(aggregate.app, name="aggregate", help="Evaluated cells -> tables, figures, metrics.")
+
+class Stages(TyperGroup):
+    """Imports a command's module when it is asked for, so `purer adapt` waits for no other's."""
+
+    # Any: some versions of typer depend on click, others hold a copy of it.
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            self.commands: Any = COMMANDS  # among whose names Typer looks for the nearest
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(found)
+            found = single
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        command.help = HELP.get(cmd_name, command.help)
+        return command
+
+
+app = typer.Typer(cls=Stages, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def purer() -> None:
+    """Data-free meta-learning: a pool of classifiers in, a few-shot learner out."""

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.common.params import Precision
 from stages.interface.errors import BadInput
+
+if TYPE_CHECKING:
+    from stages.common.params import Precision
 
 
 class Output(NamedTuple):

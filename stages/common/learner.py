@@ -22,7 +22,7 @@ from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build,
 from stages.common.dataset import Normalisation, View
 from stages.common.distilled import Distilled, DistilledForm
 from stages.common.files import load_tensors, save_tensors
-from stages.common.pool import TeacherInfo, load_into
+from stages.common.pool import TeacherInfo, check_fits
 from stages.interface.errors import BadInput
 
 Theta = dict[str, Tensor]
@@ -178,13 +178,9 @@ def load_learner(path: Path, device: str = "cpu") -> tuple[Learner, Theta, Learn
         raise BadInput(
             f"{path}: architecture = {info.architecture!r}: allowed: {', '.join(ARCHITECTURES)}"
         )
-    if info.distilled is None:
-        net = build(info.architecture, info.n_way, info.image_size, batch_statistics=True)
-    else:
-        net = Distilled(info.architecture, info.distilled, info.n_way, info.image_size)
-    load_into(net, tensors, path)
-    theta = {name: channels_last(t.to(device)) for name, t in sorted(tensors.items())}
     learner = Learner(info.architecture, info.n_way, info.image_size, device, info.distilled)
+    check_fits(learner._batch, tensors, path)
+    theta = {name: channels_last(t.to(device)) for name, t in sorted(tensors.items())}
     return learner, theta, info
 
 

@@ -106,7 +106,13 @@ def load_teacher(folder: Path, info: TeacherInfo, device: str = "cpu") -> Teache
 
 
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """`load_state_dict` whose refusal is one sentence (BadInput) instead of a page."""
+    """`load_state_dict` whose refusal is that of `check_fits`."""
+    check_fits(net, tensors, path)
+    net.load_state_dict(dict(tensors))
+
+
+def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise BadInput, in one sentence, unless `tensors` of `path` are a state dict of `net`."""
     expected = net.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -118,7 +124,6 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
                 f"{path}: {name} has shape {tuple(tensors[name].shape)},"
                 f" its architecture {tuple(expected[name].shape)}"
             )
-    net.load_state_dict(dict(tensors))
 
 
 def _info(row: Any, path: Path) -> TeacherInfo:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from stages.aggregate.cells import Run
 from stages.cli import app
-from stages.common.architectures import bn_layers, build
+from stages.common.architectures import batch_moments, bn_layers, build
 from stages.common.files import load_json
 from stages.common.networks import Foreign, build_network
 from stages.common.params import InversionWeights
@@ -26,7 +26,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
-from stages.pool.checking import NORMALISATIONS, check_pool
+from stages.pool.checking import NORMALISATIONS, answers, check_pool
 from stages.pool.command import _classes
 from stages.pool.importing import add_teacher, read_state
 from tests.conftest import random_state, teacher_info
@@ -512,6 +512,23 @@ def test_a_right_normalisation_passes_and_a_wrong_one_is_named(right: str, tmp_p
         elif {given, right} & {"unit", "bytes"}:  # the others are near each other
             assert len(wrong) == 1
             assert repr(right) in wrong[0] or right not in ("unit", "bytes")
+
+
+def test_a_few_images_at_a_time_have_the_moments_of_all(tmp_path: Path) -> None:
+    n = NORMALISATIONS["imagenet"]
+    given = ("torchvision/resnet18", ["a", "b", "c"], 32, n.mean, n.std)
+    add_teacher(tmp_path, trained_resnet(), *given)
+    (teacher,) = load_pool(tmp_path)
+    images, seen = procedural_images(80, 32, generator(0, "x")), []
+    with torch.inference_mode():
+        whole = teacher.net(teacher.info.view.of(images))
+    teacher.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    logits, moments = answers(teacher, images, n)
+    assert seen == [32, 32, 16]
+    assert torch.allclose(logits, whole.logits, atol=1e-4)
+    ((mean, var),) = batch_moments(whole.bn_inputs[:1])
+    assert torch.allclose(moments[0], mean, atol=1e-5)
+    assert torch.allclose(moments[1], var, rtol=1e-3)
 
 
 def test_a_dead_teacher_is_found(tmp_path: Path) -> None:
