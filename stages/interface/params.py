@@ -26,7 +26,6 @@ from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
-FEWEST_TEACHERS = {"dro": 2}  # of methods that need more than one: S and Q (METHODS 2)
 NO_DATASET = "none"  # as `dataset`: a pool brought from elsewhere, and no images at all
 
 
@@ -193,7 +192,7 @@ def _check_pool_size(given: Params, path: Path) -> None:
     if size == "auto" or given.dataset == NO_DATASET or given.method not in METHODS:
         return
     asked = getattr(getattr(given.meta_train, given.method), "n_teachers", "all")
-    fewest = FEWEST_TEACHERS.get(given.method, 1) if asked == "all" else int(asked)
+    fewest = METHODS[given.method].fewest_teachers if asked == "all" else int(asked)
     if size < fewest:
         raise BadInput(
             f"{path}: pretrain.pool_size = {size}: method {given.method} needs {fewest} teachers;"

@@ -50,6 +50,7 @@ class Method:
     data_used: Callable[[Any], str] = lambda own: NO_DATA
     continues: str = ""  # the method whose learner this one starts from
     mixes: bool = False  # the teachers' parameters, so they must be of one architecture
+    fewest_teachers: int = 1
 
 
 def _episode_inversion(pool: Sequence[Teacher], shared: Any, own: Any, setting: Setting) -> Run:
@@ -101,7 +102,7 @@ METHODS = {
     "random": Method("fixed", _fixed("random"), trains=False),
     "average": Method("fixed", _fixed("average"), trains=False, mixes=True),
     "ota": Method("fixed", _fixed("ota"), trains=False, mixes=True),
-    "dro": Method("fixed", _dro, mixes=True),
+    "dro": Method("fixed", _dro, mixes=True, fewest_teachers=2),  # S and Q (METHODS 2)
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),
     # One network that carries the pool, and what becomes of it without an ingredient.
