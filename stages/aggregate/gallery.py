@@ -19,7 +19,7 @@ from stages.aggregate.figures import (
     save_similarity,
     save_training,
 )
-from stages.aggregate.names import PURER, data_name, method_name, row_name, row_order
+from stages.aggregate.names import PURER, data_name, marked, method_name, row_name, row_order
 from stages.aggregate.results import Result, labelled
 from stages.common.files import load_json, written_whole
 from stages.interface.errors import BadInput
@@ -172,13 +172,15 @@ def _details(folder: Path, title: str, cells: Sequence[Cell]) -> Iterator[Pictur
         for cell in _representative([c for c in here if c.by_class]):
             row = PURER[1] if PURER[1] in cell.by_class else next(iter(cell.by_class))
             path = folder / f"classes-{cell.key}.png"
-            what = f"{title}; {n_shot}-shot, {row_name(cell.method, row)}, seed {cell.seed}"
+            label = marked(row_name(cell.method, row), cell.method, [cell.data_used])
+            what = f"{title}; {n_shot}-shot, {label}, seed {cell.seed}"
             save_classes(path, cell, row, what)
             yield Picture("Accuracy by class", f"{what}.", path, wide=False)
         for cell in _representative([c for c in here if c.similarity]):
             assert cell.similarity is not None
             path = folder / f"similarity-{cell.key}.png"
-            what = f"{title}; {n_shot}-shot, {method_name(cell.method)}, seed {cell.seed}"
+            label = marked(method_name(cell.method), cell.method, [cell.data_used])
+            what = f"{title}; {n_shot}-shot, {label}, seed {cell.seed}"
             save_similarity(path, cell.similarity, what)
             yield Picture("Synthetic against real images", f"{what}.", path, wide=False)
 

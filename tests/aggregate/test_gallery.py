@@ -37,6 +37,9 @@ def test_a_figures_labels_and_colours_tell_what_saw_data(tmp_path: Path) -> None
         figures.DATA_COLOUR,
     ]
     assert len(set(colours.values())) == 3
+    pictures = draw_all(tmp_path, cells[2:], results(cells[2:]))
+    (classes,) = [p.caption for p in pictures if p.section == "Accuracy by class"]
+    assert "Distilled Conv4-32 + ICFIL (image prior), seed 0" in classes
 
 
 def test_twenty_methods_have_a_colour_each() -> None:
