@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "purer"
-
-
 # What the stages put into folders. A folder with anything else in it is somebody's own.
 KINDS = {
     "pool": ("manifest.json", "teacher-*.safetensors"),
