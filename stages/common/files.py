@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "purer"
-
-
 # What the stages put into folders. A folder with anything else in it is somebody's own.
-OURS = (
-    *("manifest.json", "teacher-*.safetensors"),  # a pool
-    *("snapshots", "history.parquet", "synthetic.safetensors", "synthetic.png"),  # a learner
-    *("episodes.parquet", "provenance.json"),  # an evaluation
-    *("table*.md", "table*.parquet", "every_row-*", "distillation*", "*-*way*.png"),  # a report
-    *("accuracy.*", "history.csv", "selection.csv", "training.png"),  # the selected cell
-)
+KINDS = {
+    "pool": ("manifest.json", "teacher-*.safetensors"),
+    "learner": ("snapshots", "history.parquet", "synthetic.safetensors", "synthetic.png"),
+    "evaluation": ("episodes.parquet", "provenance.json", "synthetic.png"),
+    "report": (
+        *("table*.md", "table*.parquet", "every_row-*", "distillation*", "*-*way*.png"),
+        *("accuracy.*", "history.csv", "selection.csv", "training.png", "synthetic.png"),
+    ),
+}
+NOBODYS = (".DS_Store", "Thumbs.db")  # of file managers
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
     The block may create a file or a folder there. A file replaces a file; a folder replaces one
-    that is empty or that a stage wrote.
+    that is empty or of its own kind.
 
     Raises BadInput, before the block runs where that can be known, if something else is there, and
     OSError if nothing can be written there.
@@ -57,7 +58,9 @@ def written_whole(path: Path) -> Iterator[Path]:
             found, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
             raise BadInput(f"{path}: is a {found}: allowed: a {wanted}, or a new name")
         if path.is_dir():
-            check_place(path)
+            if not kinds_of(path) & kinds_of(temporary):
+                old, new = (", ".join(sorted(kinds_of(p))) or "other" for p in (path, temporary))
+                raise BadInput(f"{path}: holds {old} files, not {new} files: allowed: a new name")
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
@@ -71,18 +74,21 @@ def check_place(path: Path) -> None:
     """Raise BadInput if `path` is no name, or a folder with anything in it that is not ours."""
     if path.name in ("", ".."):
         raise BadInput(f"{path}: no place to write to: allowed: the name of a file or folder")
-    if not path.is_dir():
-        return
-    foreign = [
-        entry.name
-        for entry in sorted(path.iterdir())
-        if not any(fnmatch(entry.name, ours) for ours in OURS)
-    ]
-    if foreign:
+    if path.is_dir() and not kinds_of(path):
         raise BadInput(
-            f"{path}: a folder that holds {foreign[0]!r}, which purer did not write, so it is not"
-            " replaced; allowed: a new name, an empty folder, or one that a stage wrote"
+            f"{path}: a folder with files that purer did not write, so it is not replaced; allowed:"
+            " a new name, an empty folder, or one that a stage wrote"
         )
+
+
+def kinds_of(folder: Path) -> set[str]:
+    """The kinds that all there is in the folder may be of; every kind of an empty one."""
+    names = [entry.name for entry in folder.iterdir() if entry.name not in NOBODYS]
+    return {
+        kind
+        for kind, patterns in KINDS.items()
+        if all(any(fnmatch(name, pattern) for pattern in patterns) for name in names)
+    }
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -95,12 +95,12 @@ def check_trusted(name: str) -> None:
     """
     kind, _, rest = name.partition("/")
     module = rest.partition(":")[0]
-    trusted = [part.strip() for part in os.environ.get(TRUST, "").split(",")]
+    trusted = [part.strip() for part in os.environ.get(TRUST, "").split(",") if part.strip()]
     if kind == "python" and module not in trusted:
         raise BadInput(
             f"architecture = {name!r}: to read this teacher is to run code of the Python module"
             f" {module!r} with arguments from the pool; if you trust both, set"
-            f" {TRUST}={','.join([*filter(None, trusted), module])}"
+            f" {TRUST}={','.join([*trusted, module])}"
         )
 
 

@@ -55,9 +55,8 @@ class FewShotLearner:
     def adapt(self, images: Images, labels: Iterable[Any]) -> Classifier:
         """A classifier by the nearest class mean, from images and the label of each.
 
-        Labels are names, numbers, or a tensor or array of numbers.
-
-        Any number of classes, two or more, and of images of each.
+        `labels`: names or numbers, also as a tensor or array; of any number of classes, two or
+        more, and any number of images of each.
 
         Raises BadInput if there are not as many labels as images, or only one class.
         """

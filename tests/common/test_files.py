@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.aggregate.layouts import OURS as DISTILLATION
-from stages.aggregate.layouts import PAPER
+from stages.aggregate.layouts import OURS, PAPER
 from stages.common.files import (
-    OURS,
-    check_place,
+    KINDS,
+    kinds_of,
     load_json,
     load_tensors,
     save_json,
@@ -52,19 +51,23 @@ def write_folder(path: Path, name: str) -> None:
         (temporary / name).touch()
 
 
-def test_a_folder_replaces_one_of_ours_or_an_empty_one(tmp_path: Path) -> None:
+def test_a_folder_replaces_one_of_its_kind_or_an_empty_one(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
-    for name in ("manifest.json", "episodes.parquet"):
+    for name in ("manifest.json", "teacher-00.safetensors"):
         write_folder(path, name)
-    assert [p.name for p in path.iterdir()] == ["episodes.parquet"]
+        (path / ".DS_Store").touch()
+    assert sorted(p.name for p in path.iterdir()) == [".DS_Store", "teacher-00.safetensors"]
+    with pytest.raises(BadInput, match="holds pool files, not learner files: allowed: a new"):
+        write_folder(path, "snapshots")
+    assert (path / "teacher-00.safetensors").exists()
 
 
 def test_a_folder_with_anything_else_in_it_stays(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     write_folder(path, "manifest.json")
     (path / "thesis.tex").write_text("dear")
-    with pytest.raises(BadInput, match=r"folder that holds 'thesis.tex'"), written_whole(path):
+    with pytest.raises(BadInput, match="files that purer did not write"), written_whole(path):
         pytest.fail("refused before the work")
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "thesis.tex"]
 
@@ -92,11 +95,11 @@ def test_what_the_stages_write_may_be_written_again() -> None:
     """Every folder of reports/ that is in git, and every table there can be."""
     places = {path.parent for path in (ROOT / "reports").glob("*/*/*") if path.is_file()}
     folders = [p for p in places if p.name in ("tables", "figures")]
-    for folder in (*folders, ROOT / "reports" / "selected"):
-        check_place(folder)
     assert folders
-    for name in (*PAPER, *DISTILLATION):
-        assert any(fnmatch(f"{name}.md", ours) for ours in OURS), name
+    for folder in (*folders, ROOT / "reports" / "selected"):
+        assert "report" in kinds_of(folder), folder
+    for name in (*PAPER, *OURS):
+        assert any(fnmatch(f"{name}.md", ours) for ours in KINDS["report"]), name
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from stages.common import learner as learner_module
 from stages.common.architectures import batch_moments
 from stages.common.episodes import Episode
 from stages.common.learner import (
@@ -20,6 +21,8 @@ from stages.common.learner import (
 from stages.common.meta_learners import outer_loss
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
+from tests.common.test_distilled import info as distilled_info
+from tests.common.test_distilled import network
 
 INFO = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 7)
 
@@ -127,3 +130,19 @@ def test_a_saved_learner_loads_and_foreign_files_are_refused(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BadInput, match="not a whole safetensors file"):
         load_learner(path)
+
+
+def test_a_network_is_made_once_to_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To draw its parameters is most of the time that loading takes."""
+    path, made, plain = tmp_path / "x.safetensors", [], learner_module.Distilled
+    save_learner(path, network().state_dict(), distilled_info())
+    monkeypatch.setattr(
+        learner_module, "Distilled", lambda *given: made.append(given) or plain(*given)
+    )
+    learner, theta, _ = load_learner(path)
+    assert len(made) == 1
+    state = network().state_dict()
+    assert all(torch.equal(t, theta[n]) for n, t in state.items())
+    assert all(torch.equal(t, state[n]) for n, t in learner.network(theta).state_dict().items())

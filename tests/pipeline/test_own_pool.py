@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,8 @@ def meta_test(folder: Path, method: str, learner: Path | None) -> Path:
 
 def test_from_checkpoints_to_predictions(project: Path) -> None:
     assert "3 teachers, 6 classes" in purer(project, "pool", "show", "models/own")
+    checked = purer(project, "pool", "check", "models/own")
+    assert checked.count(": fine") == N_TEACHERS
     learner = meta_train(project, "distill")
     metrics = meta_test(project, "distill", learner)
     cell = load_cell(metrics)
@@ -120,7 +123,11 @@ def test_from_checkpoints_to_predictions(project: Path) -> None:
     assert set(cell.rows) == {"one_step", "icfil", "nearest_class_mean", "linear_probe"}
     assert "inductive" in cell.rows["nearest_class_mean"].protocol
 
-    said = purer(project, "export", learner, "--out", "learner.safetensors", "--cell", metrics)
+    given = ["--out", "learner.safetensors", "--cell", metrics]
+    if all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):  # the extra purer[onnx]
+        given += ["--onnx", "learner.onnx"]
+    said = purer(project, "export", learner, *given)
+    assert (project / "learner.onnx").exists() == ("--onnx" in given)
     assert f"after {cell.rows['nearest_class_mean'].snapshot} iterations" in said
     stream = generator(0, "unseen")
     for name, classes in (("support", [0, 3]), ("new", [0, 3])):
@@ -137,6 +144,11 @@ def test_from_checkpoints_to_predictions(project: Path) -> None:
     right = table["image"].str.rsplit("-", n=1).str[0] == table["predicted"]
     assert right.mean() == 1.0
     assert np.allclose(table[["colour-0", "colour-3"]].sum(axis=1), 1)
+    place = ("--learner", "learner.safetensors", "--out", "features.parquet")
+    purer(project, "embed", "new", *place)
+    features = pd.read_parquet(project / "features.parquet").set_index("image")
+    assert list(features.index) == list(table["image"])
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ei", "eci"])
