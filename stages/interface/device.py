@@ -16,8 +16,8 @@ def resolve(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
-        index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
-        if index >= count:
+        index, count = name.partition(":")[2] or "0", torch.cuda.device_count()
+        if not index.isdigit() or int(index) >= count:
             allowed = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
             raise BadInput(
                 f"device = {name!r}: this machine has {count} CUDA devices; allowed: {allowed}"

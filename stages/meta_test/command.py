@@ -47,10 +47,10 @@ def meta_test(
     """
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
-    from stages.common.files import written_whole
+    from stages.common.files import check_place, load_json, written_whole
     from stages.common.pool import load_pool
     from stages.interface.device import resolve
-    from stages.interface.provenance import save_provenance
+    from stages.interface.provenance import provenance_of, save_provenance
     from stages.meta_test import evaluate
     from stages.meta_test.cell import method_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
@@ -65,6 +65,9 @@ def meta_test(
     models = evaluate.load_snapshots(learner, device) if learner else []
     _check_learner(models, learner, cell, method, n_way)
     teachers = load_pool(pool, device)
+    for made in (pool, *([learner] if learner else [])):
+        load_json(provenance_of(made))
+    check_place(out)
 
     def tasks(split: Split, n_episodes: int) -> Tasks:
         if data:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stages.common.architectures import at, channels_last
+from stages.common.architectures import at, build, channels_last
 from stages.common.distilled import Distilled, DistilledForm, ReadoutMetric
 from stages.common.loop import Records, recent
 from stages.common.meta_learners import adam_state, load_adam_state
@@ -60,6 +60,7 @@ class DistillRun:
         self._shared, self._own, self._setting, self._pool = shared, own, setting, pool
         self._budget: DistillationBudget = setting.budget
         self._heads = [teacher.info.n_outputs for teacher in pool]
+        build(own.architecture, 1, setting.view.image_size)  # refuses a size before minutes of work
         self._inverted = inverted_images(pool, shared, own, setting)
         self._bank = filled_bank(pool, self._inverted, shared, own, setting)
         self.distilled = DistilledForm(
@@ -87,6 +88,7 @@ class DistillRun:
         terms = self._terms(x, *known)
         loss = (
             weights.kl * terms.kl
+            + weights.ratios * terms.ratios
             + weights.features * terms.features
             + weights.labels * terms.labels
         )

@@ -3,10 +3,13 @@
 Per image x of the bank, with the student's outputs for all k classes side by side:
 
     L = w_kl * mean_i T^2 KL( softmax(f_i(x) / T) || softmax(s_i(x) / T) )     i: teachers
+      + w_ratios * (1 - cos(r(f(x)), r(s(x))))                  r: log-ratios of all k outputs
       + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
       + w_labels * -log softmax(s(x))[y]                        of images inverted for class y only
 
-The third term knows what no teacher does: how to tell its classes from another teacher's.
+The second asks for what is read of the student (stages/common/distilled.py), where the first, for
+each teacher by itself, asks for its answers. The last knows what no teacher does: how to tell its
+classes from another teacher's.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.common.distilled import log_ratios
 from stages.common.pool import Teacher
 
 
@@ -26,6 +30,7 @@ class Terms(NamedTuple):
     """Scalars, unweighted."""
 
     kl: Tensor
+    ratios: Tensor
     features: Tensor
     labels: Tensor
 
@@ -56,6 +61,7 @@ def distillation_terms(
             for s, t in pairs
         ]
     ).mean()
+    ratios = 1 - F.cosine_similarity(log_ratios(logits, heads), log_ratios(teacher_logits, heads))
     features = (projected - teacher_features).square().mean()
     # Static shapes: every image has a row, those without a label weigh nothing.
     known = labels >= 0
@@ -64,7 +70,7 @@ def distillation_terms(
     everything = logits.masked_fill(~stands, -math.inf).logsumexp(1)
     right = logits.masked_fill(~target, -math.inf).logsumexp(1) - everything
     ce = -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
-    return Terms(kl * temperature**2, features, ce)
+    return Terms(kl * temperature**2, ratios.mean(), features, ce)
 
 
 def class_numbers(pool: Sequence[Teacher]) -> Tensor:

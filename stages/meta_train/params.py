@@ -93,6 +93,7 @@ class DistillWeights(Section):
     """Weights of the loss's terms (stages/meta_train/distillation_loss.py)."""
 
     kl: NonNegativeFloat
+    ratios: NonNegativeFloat
     features: NonNegativeFloat
     labels: NonNegativeFloat
 

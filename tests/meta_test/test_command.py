@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stages.common.files import save_json
 from stages.common.learner import LearnerInfo, initial_theta, save_learner
 from stages.common.seeds import generator
+from stages.interface.provenance import provenance_of
 from stages.meta_test.command import app
 from tests.conftest import ROOT
 
@@ -73,9 +75,19 @@ def test_the_pool_is_judged_as_the_pool_alone(
 def test_what_fits_is_refused_for_its_data_alone(
     tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where the pool and the learner come from is asked for before."""
     cell = "ss-glyphs-3way-2shot-ei"
+    for made in (tiny_pool, learner):
+        found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+        assert f"{made.name}.provenance.json: no such file" in found
+        save_json(provenance_of(made), {})
     found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
     assert "no-data: no such file" in found
+    mine = tiny_pool.parent / "out/mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+    assert "out: a folder with files that purer did not write" in found
 
 
 def test_a_broken_teacher_is_found_before_the_evaluation(

@@ -20,7 +20,7 @@ from stages.common.teachers import teacher_losses
 from stages.interface.params import load
 from stages.meta_train.bank import Mixtures, PrincipalComponents, fill
 from stages.meta_train.distill import DistillRun, learning_rate
-from stages.meta_train.distillation_loss import class_numbers, distillation_terms
+from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
 from stages.meta_train.readout_metric import readout_metric
@@ -253,7 +253,11 @@ def terms(double: None, logits: torch.Tensor, labels: list[int]) -> list[float]:
         if label >= 0:
             p = logits[i, :4].softmax(0)
             ces.append(-float(p[words[label]].sum().log()))
-    return [16 * sum(kls) / len(kls), sum(ces) / max(len(ces), 1)]
+    cosines = []
+    for i in range(2):
+        a, b = (torch.cat([z[:2] - z[:2].mean(), z[2:] - z[2:].mean()]) for z in (t[i], logits[i]))
+        cosines.append(float(a @ b / (a.norm() * b.norm())))
+    return [16 * sum(kls) / len(kls), 1 - sum(cosines) / 2, sum(ces) / max(len(ces), 1)]
 
 
 CLASS_OF = torch.tensor([0, 1, 0, 2, -1])
@@ -266,17 +270,18 @@ def test_the_loss_is_the_formula(double: None, labels: list[int]) -> None:
     projected = torch.randn(2, 4, generator=generator(0, "projected")).requires_grad_()
     wanted = torch.randn(2, 4, generator=generator(0, "wanted"))
 
-    def loss(logits: torch.Tensor, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def loss(logits: torch.Tensor, projected: torch.Tensor) -> Terms:
         teachers = torch.tensor(TEACHERS)
         return distillation_terms(
             logits, projected, teachers, wanted, torch.tensor(labels), (2, 3), CLASS_OF, 4.0
         )
 
     found = loss(logits, projected)
-    kl, ce = terms(double, logits.detach(), labels)
-    assert found[0].item() == pytest.approx(kl)
-    assert found[1].item() == pytest.approx((projected - wanted).square().mean().item())
-    assert found[2].item() == pytest.approx(ce)
+    kl, ratios, ce = terms(double, logits.detach(), labels)
+    assert found.kl.item() == pytest.approx(kl)
+    assert found.ratios.item() == pytest.approx(ratios)
+    assert found.features.item() == pytest.approx((projected - wanted).square().mean().item())
+    assert found.labels.item() == pytest.approx(ce)
     assert torch.autograd.gradcheck(loss, (logits, projected))
 
 
@@ -319,10 +324,10 @@ def test_the_learning_rate_makes_one_cycle() -> None:
 # --- the run ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("term", ["kl", "features", "labels"])
+@pytest.mark.parametrize("term", Terms._fields)
 def test_it_learns_what_the_teachers_say(term: str, tiny_pool: Path, tmp_path: Path) -> None:
     made = run(load_pool(tiny_pool), tmp_path / "work", "distill_inverted", n=120)
-    only = {"kl": 0.0, "features": 0.0, "labels": 0.0} | {term: 1.0}
+    only = dict.fromkeys(Terms._fields, 0.0) | {term: 1.0}
     made._own = made._own.model_copy(update={"weights": DistillWeights(**only)})
     values = [made.step(t)[term] for t in range(120)]
     assert sum(values[-20:]) < 0.6 * sum(values[:20])
@@ -465,12 +470,12 @@ def test_another_seed_gives_another_student(tiny_pool: Path, tmp_path: Path) -> 
     assert not torch.equal(a["body.convs.0.weight"], b["body.convs.0.weight"])
 
 
-def test_kl_is_zero_where_the_student_is_the_teacher() -> None:
+def test_all_terms_are_zero_where_the_student_is_the_teacher() -> None:
     logits = torch.randn(6, 5, generator=generator(0, "logits"))
     z = F.normalize(logits)
     none = torch.full((6,), -1)
     found = distillation_terms(logits, z, logits, z, none, (2, 3), CLASS_OF, 4.0)
-    assert [float(term) for term in found] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [float(term) for term in found] == pytest.approx([0, 0, 0, 0], abs=1e-6)
 
 
 def test_the_student_sees_images_moved_and_the_teachers_do_not(
