@@ -158,6 +158,8 @@ class Cell(Part):
             }
             for key, value in run.changed_params.items():
                 parts = key.split(".")
+                if parts[-1] == "compile":  # how code runs, not what it computes
+                    continue
                 if any(".".join(parts[:n]) in own for n in range(1, len(parts) + 1)):
                     found[key] = value
         return dict(sorted(found.items()))

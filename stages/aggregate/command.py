@@ -61,7 +61,7 @@ def table(
                 f" budget: {budget} and seed: {seed} in params.yaml"
             )
     (sheet,) = _fill([PAPER[name]], [load_cell(path) for path in paths])
-    with written_whole(out) as folder:
+    with written_whole(out, "report") as folder:
         _save_sheet(folder, "table", sheet)
     typer.echo((out / "table.md").read_text())
 
@@ -80,19 +80,21 @@ def report(
     from stages.aggregate.layouts import OURS, PAPER, every_row
     from stages.aggregate.report import report as page
     from stages.aggregate.results import results
-    from stages.common.files import written_whole
+    from stages.common.files import check_place, written_whole
 
     cells = load_budget(budget)
     own = Path("reports") / budget
     out = out or own
     paper = _fill([*PAPER.values()], cells)
     others = _fill([*OURS.values(), *every_row(cells)], cells)
-    with written_whole(out / "tables") as folder:
+    check_place(out / "figures", "report")
+    check_place(out / "report.html")
+    with written_whole(out / "tables", "report") as folder:
         for sheet in (*paper, *others):
             _save_sheet(folder, sheet.name, sheet)
     if out == own:
         keep_pictures(cells)
-    with written_whole(out / "figures") as folder:
+    with written_whole(out / "figures", "report") as folder:
         folder.mkdir()
         pictures = draw_all(folder, cells, results(cells)) + synthetic_pictures(cells)
         text = page(paper, others, pictures, cells)
@@ -122,7 +124,7 @@ def publish(
     given["adaptation"] = _row_of(chosen, given["adaptation"])
     (sheet,) = _fill([selected(cells)], cells)
     save_json(out / "metrics.json", {**given, **_metrics(chosen, given["adaptation"])})
-    with written_whole(out / "selected") as folder:
+    with written_whole(out / "selected", "report") as folder:
         _save_sheet(folder, "table", sheet)
         _save_plots(folder, chosen, sheet)
     typer.echo((out / "selected/table.md").read_text())

@@ -59,8 +59,7 @@ def results(cells: Iterable[Cell]) -> list[Result]:
     """One result per key and row, in the order of print.
 
     With several seeds, accuracy is the mean over them and its interval that of the per-episode
-    means. Raises BadInput if cells of one task were not run on the same episodes, or seeds of one
-    cell not with the same parameters.
+    means. Raises BadInput if cells of one task were not run on the same episodes.
     """
     seeds = _by_key(cells)
     return [
@@ -149,12 +148,6 @@ def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     firsts: dict[tuple[str, str], Cell] = {}  # of a task, to know a value
     for cell in sorted(cells, key=lambda cell: cell.seed):
         groups[cell.key].append(cell)
-        if cell.changed != (other := groups[cell.key][0]).changed:
-            raise BadInput(
-                f"{cell.key}: seed {cell.seed} was run with {_words(cell) or 'nothing'} changed,"
-                f" seed {other.seed} with {_words(other) or 'nothing'}: allowed are equal"
-                " parameters, since seeds are averaged"
-            )
         for name in ("n_episodes", "n_query", "fingerprint"):
             value = getattr(cell, name)
             if value is None:
@@ -169,9 +162,19 @@ def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return groups
 
 
-def _words(cell: Cell) -> str:
-    """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5'."""
-    return ", ".join(f"{key} = {value}" for key, value in cell.changed.items())
+def _changed(found: Sequence[Cell]) -> str:
+    """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5', with the seeds if not of all.
+
+    What differed from the commit of a run: a seed of a later commit may have the same unnoted.
+    """
+    words: dict[str, list[str]] = {}
+    for cell in found:
+        for key, value in cell.changed.items():
+            words.setdefault(f"{key} = {value}", []).append(str(cell.seed))
+    return ", ".join(
+        text if len(seeds) == len(found) else f"{text} (seed {', '.join(seeds)})"
+        for text, seeds in sorted(words.items())
+    )
 
 
 def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]) -> Result:
@@ -200,7 +203,7 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
         n_episodes=first.n_episodes,
         protocol=_all(cell.rows[row].protocol for cell in found),
         data_used=_all(cell.data_used for cell in found),
-        changed=_words(first),
+        changed=_changed(found),
         published=paper,
         published_ci95=paper_ci95,
         difference=difference,

@@ -32,20 +32,21 @@ KINDS = {
         *("accuracy.*", "history.csv", "selection.csv", "training.png", "synthetic.png"),
     ),
 }
+FILE = "file"  # what is written, if not a folder of one of these kinds
 NOBODYS = (".DS_Store", "Thumbs.db")  # of file managers
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, kind: str = FILE) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
-    The block may create a file or a folder there. A file replaces a file; a folder replaces one
-    that is empty or of its own kind.
+    The block creates a file there, or a folder of a `kind` of KINDS. A file replaces a file, a
+    folder one that is empty or of its kind.
 
-    Raises BadInput, before the block runs where that can be known, if something else is there, and
-    OSError if nothing can be written there.
+    Raises BadInput before the block runs if something else is there, and OSError if nothing can be
+    written there.
     """
-    check_place(path)
+    check_place(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.touch()
@@ -54,13 +55,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_file():
             temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-        if path.exists() and path.is_dir() != temporary.is_dir():
-            found, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
-            raise BadInput(f"{path}: is a {found}: allowed: a {wanted}, or a new name")
+        else:
+            assert kind in kinds_of(temporary), (kind, [*temporary.iterdir()])  # else never again
         if path.is_dir():
-            if not kinds_of(path) & kinds_of(temporary):
-                old, new = (", ".join(sorted(kinds_of(p))) or "other" for p in (path, temporary))
-                raise BadInput(f"{path}: holds {old} files, not {new} files: allowed: a new name")
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
@@ -70,14 +67,18 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_place(path: Path) -> None:
-    """Raise BadInput if `path` is no name, or a folder with anything in it that is not ours."""
+def check_place(path: Path, kind: str = FILE) -> None:
+    """Raise BadInput unless a file, or a folder of that kind of KINDS, may be written there."""
     if path.name in ("", ".."):
         raise BadInput(f"{path}: no place to write to: allowed: the name of a file or folder")
-    if path.is_dir() and not kinds_of(path):
+    if kind == FILE and path.is_dir():
+        raise BadInput(f"{path}: is a folder: allowed: a file, or a new name")
+    if kind != FILE and path.is_file():
+        raise BadInput(f"{path}: is a file: allowed: a folder, or a new name")
+    if path.is_dir() and kind not in kinds_of(path):
         raise BadInput(
-            f"{path}: a folder with files that purer did not write, so it is not replaced; allowed:"
-            " a new name, an empty folder, or one that a stage wrote"
+            f"{path}: a folder with files of no {kind}, so it is not replaced; allowed:"
+            f" a new name, an empty folder, or one with files of a {kind} alone"
         )
 
 

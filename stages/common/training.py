@@ -40,7 +40,7 @@ def train_and_save(
     that the learner learns from. `inputs` and `files` are all that decides the result: they name
     the folder of unfinished work, in which `start(folder)` may keep its preparations.
     """
-    with work_folder(stage, [inputs, method, n_way, device], files, out) as folder:
+    with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
         watch = Stopwatch(folder)
         try:
             run = start(folder)
@@ -62,7 +62,7 @@ def train_and_save(
             history = meta_train(run, folder, info, n_iterations, n_snapshots, saved=watch.save)
         finally:
             watch.save()
-        with written_whole(out) as temporary:
+        with written_whole(out, "learner") as temporary:
             shutil.copytree(folder / "snapshots", temporary / "snapshots")
             save_table(temporary / "history.parquet", history)
             also(temporary, run)

@@ -37,17 +37,15 @@ def fingerprint(stage: str, inputs: Any, files: list[Path]) -> str:
 
 
 @contextmanager
-def work_folder(stage: str, inputs: Any, files: list[Path], out: Path) -> Iterator[Path]:
+def work_folder(stage: str, inputs: Any, files: list[Path], out: Path, kind: str) -> Iterator[Path]:
     """The job's folder; removed when the block ends without an error.
 
     Locked twice: by job, and by `out`, lest two jobs of different parameters write one place.
 
     Raises BadInput if another process works on the same job or output, and, before hours of work,
-    if what stands at `out` is not a stage's to replace.
+    if what stands at `out` may not be replaced by a folder of that `kind` (stages/common/files.py).
     """
-    check_place(out)
-    if out.is_file():
-        raise BadInput(f"{out}: is a file: allowed: a folder, or a new name")
+    check_place(out, kind)
     root = Path(os.environ.get("DVC_ROOT", ".")) / ".work"
     folder = root / f"{stage}-{fingerprint(stage, inputs, files)}"
     place = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]

@@ -67,7 +67,8 @@ def meta_test(
     teachers = load_pool(pool, device)
     for made in (pool, *([learner] if learner else [])):
         load_json(provenance_of(made))
-    check_place(out)
+    check_place(out, "evaluation")
+    check_place(metrics)
 
     def tasks(split: Split, n_episodes: int) -> Tasks:
         if data:
@@ -94,7 +95,7 @@ def meta_test(
             content["similarity"] = similarity(synthetic, teachers, train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
     content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
-    with written_whole(out) as temporary:
+    with written_whole(out, "evaluation") as temporary:
         save_episodes(temporary / "episodes.parquet", rows, test)
         if learner is not None and (learner / "synthetic.png").exists():
             shutil.copy(learner / "synthetic.png", temporary)

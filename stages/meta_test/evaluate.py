@@ -21,6 +21,7 @@ from stages.common.dataset import ClassImages
 from stages.common.learner import snapshots
 from stages.common.pool import Teacher
 from stages.interface.errors import BadInput
+from stages.interface.params import NO_DATASET
 from stages.interface.progress import Reporter
 from stages.meta_test.adaptations import ADAPTATIONS, Adaptation, Model
 from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, right
@@ -45,12 +46,17 @@ class Tasks:
         """sha256 (hex) of the episodes: classes, their sizes, support and query images by position.
 
         Equal for cells that may be compared episode by episode. It says which images a canonical
-        file holds by their number alone: the sources pin or render the images themselves.
+        file holds by their number alone: the sources pin or render the images themselves. Images
+        that were made for the episodes (no data set) are in it.
         """
         data = [
             [part.dataset, part.image_size, part.class_names, [len(x) for x in part.images]]
             for part in self.data
         ]
+        for part in self.data:
+            if part.dataset == NO_DATASET:
+                made = b"".join(x.numpy().tobytes() for x in part.images)
+                data.append([hashlib.sha256(made).hexdigest()])
         tasks = [[t.data, *(x.tolist() for x in t.episode)] for t in self.tasks]
         return hashlib.sha256(json.dumps([data, tasks]).encode()).hexdigest()
 

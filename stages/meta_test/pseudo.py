@@ -41,6 +41,8 @@ def pseudo_classes(
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:
         for i, (teacher, labels, (state, loss)) in enumerate(zip(pool, lent, losses, strict=True)):
+            if not labels:  # others lend all its classes
+                continue
             made = invert(
                 teacher.info,
                 state,

@@ -55,8 +55,8 @@ def similarity(
         for label, name in enumerate(info.class_names):
             if (info.dataset, name) not in places:
                 raise BadInput(f"{info.file}: its class {name!r} is no meta-train class")
-            if name in names:
-                continue  # taught by an earlier teacher too
+            if name in names or not (labels == label).any():
+                continue  # taught by an earlier teacher too, or one that had no images made
             names.append(name)
             invented.append(
                 _mean_of_synthetic(images[labels == label][:n_images], info, pool, precision)

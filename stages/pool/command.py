@@ -138,7 +138,7 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
 
     start = time.monotonic()
     teachers = load_pool(pool)
-    with written_whole(out) as temporary:
+    with written_whole(out, "pool") as temporary:
         temporary.mkdir()
         for name in (MANIFEST, *(teacher.info.file for teacher in teachers)):
             shutil.copy(pool / name, temporary)

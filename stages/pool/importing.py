@@ -149,11 +149,11 @@ def add_teacher(
         n_parameters=sum(p.numel() for p in made.parameters()),
         arguments=dict(arguments or {}),
     )
-    save_teacher(folder / info.file, info, state)
-    save_manifest(folder, [*known, info])
     beside = provenance_of(folder.absolute())  # "." has no name
     seconds = time.monotonic() - start
     save_provenance(beside, seconds, "cpu", stage="own_pool", source=str(folder))
+    save_teacher(folder / info.file, info, state)
+    save_manifest(folder, [*known, info])  # last: a pool is what its manifest says
     return info
 
 

@@ -48,7 +48,7 @@ def pretrain(
     settings, length = given["pretrain"], given["budgets.{budget}.pretrain"]
     architectures = given["scenarios.{scenario}"].names
     lessons = plan_pool(sets, architectures, n_way, settings.pool_size, given["seed"])
-    with work_folder("pretrain", [given, n_way, device], data, out) as folder:
+    with work_folder("pretrain", [given, n_way, device], data, out, "pool") as folder:
         watch = Stopwatch(folder)
         teachers = folder / "pool"
         try:
@@ -57,7 +57,7 @@ def pretrain(
             )
         finally:
             watch.save()
-        with written_whole(out) as temporary:
+        with written_whole(out, "pool") as temporary:
             shutil.copytree(teachers, temporary)
         mean = sum(info.val_accuracy or 0.0 for info in infos) / len(infos)
         save_provenance(provenance_of(out), watch.seconds, device, seed=given["seed"])

@@ -45,8 +45,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def write_folder(path: Path, name: str) -> None:
-    with written_whole(path) as temporary:
+def write_folder(path: Path, name: str, kind: str = "pool") -> None:
+    with written_whole(path, kind) as temporary:
         temporary.mkdir()
         (temporary / name).touch()
 
@@ -58,8 +58,8 @@ def test_a_folder_replaces_one_of_its_kind_or_an_empty_one(tmp_path: Path) -> No
         write_folder(path, name)
         (path / ".DS_Store").touch()
     assert sorted(p.name for p in path.iterdir()) == [".DS_Store", "teacher-00.safetensors"]
-    with pytest.raises(BadInput, match="holds pool files, not learner files: allowed: a new"):
-        write_folder(path, "snapshots")
+    with pytest.raises(BadInput, match="files of no learner"):
+        write_folder(path, "snapshots", "learner")
     assert (path / "teacher-00.safetensors").exists()
 
 
@@ -67,7 +67,7 @@ def test_a_folder_with_anything_else_in_it_stays(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     write_folder(path, "manifest.json")
     (path / "thesis.tex").write_text("dear")
-    with pytest.raises(BadInput, match="files that purer did not write"), written_whole(path):
+    with pytest.raises(BadInput, match="files of no pool"), written_whole(path, "pool"):
         pytest.fail("refused before the work")
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "thesis.tex"]
 

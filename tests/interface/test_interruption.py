@@ -29,7 +29,7 @@ def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
 def _try(root: str, a: int, out: str, answers: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     os.environ["DVC_ROOT"] = root
     try:
-        with work_folder("split", {"a": a}, [], Path(out)):
+        with work_folder("split", {"a": a}, [], Path(out), "pool"):
             answers.put("got it")
     except BadInput as error:
         answers.put(str(error))
@@ -43,7 +43,7 @@ def test_one_process_a_job_and_an_output(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     answers: multiprocessing.Queue[str] = multiprocessing.get_context("spawn").Queue()
-    with work_folder("split", {"a": 1}, [], Path("out")) as folder:
+    with work_folder("split", {"a": 1}, [], Path("out"), "pool") as folder:
         other = multiprocessing.get_context("spawn").Process(
             target=_try, args=(str(tmp_path), a, out, answers)
         )
@@ -62,7 +62,10 @@ def test_somebody_elses_place_is_refused_before_the_work(
     for path in (file, folder / "thesis.tex"):
         path.write_text("dear")
     for place in (file, folder):
-        with pytest.raises(BadInput, match="allowed: a"), work_folder("split", {}, [], place):
+        with (
+            pytest.raises(BadInput, match="allowed: a"),
+            work_folder("split", {}, [], place, "pool"),
+        ):
             pytest.fail("the work began")
     assert (folder / "thesis.tex").exists()
 
@@ -71,12 +74,15 @@ def test_unfinished_work_stays_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(RuntimeError), work_folder("split", {"a": 1}, [], Path("out")) as folder:
+    with (
+        pytest.raises(RuntimeError),
+        work_folder("split", {"a": 1}, [], Path("out"), "pool") as folder,
+    ):
         (folder / "half").touch()
         raise RuntimeError
-    with work_folder("split", {"a": 1}, [], Path("out")) as again:
+    with work_folder("split", {"a": 1}, [], Path("out"), "pool") as again:
         assert (again / "half").exists()
-    with work_folder("split", {"a": 2}, [], Path("out")) as other:
+    with work_folder("split", {"a": 2}, [], Path("out"), "pool") as other:
         assert other != again
 
 

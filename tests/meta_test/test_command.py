@@ -87,7 +87,7 @@ def test_what_fits_is_refused_for_its_data_alone(
     mine.parent.mkdir()
     mine.write_text("mine")
     found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
-    assert "out: a folder with files that purer did not write" in found
+    assert "out: a folder with files of no evaluation" in found
 
 
 def test_a_broken_teacher_is_found_before_the_evaluation(

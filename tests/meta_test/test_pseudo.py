@@ -46,11 +46,12 @@ def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
     assert lent == [[0, 2], [1, 2], [1]]
     other = Teacher(replace(pool[0].info, dataset="another"), pool[0].net)
     assert lent_labels([*pool, other], 2) == [[0, 1], [1, 2], [0, 1]]
-    made = pseudo_classes([pool[0], same, same], "val", PARAMS, "cpu")
+    made = pseudo_classes([pool[0], same, same, same], "val", PARAMS, "cpu")
     assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
+    assert all(torch.unique(images).numel() > 2 for images in made.images)
 
 
-def test_every_teacher_lends_its_first_classes(pool: list[Teacher]) -> None:
+def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:
     made = pseudo_classes(pool, "test", PARAMS, "cpu")
     assert made.class_names == [
         "teacher 0: class0",
