@@ -121,7 +121,7 @@ def test_the_outputs_of_a_run(whole: tuple[Path, Path]) -> None:
     _, _, info = load_learner(folder / "out/snapshots/iteration-000030.safetensors")
     assert (info.iteration, info.method, info.n_way) == (30, "eci", 3)
     assert info.class_names == tuple(own.class_names for own in load_manifest(whole[1]))
-    assert Image.open(folder / "out" / "synthetic.png").size == (4 * 64, 16 + 5 * 64)
+    assert Image.open(folder / "out" / "synthetic.png").size == (4 * 64, MARGIN + 5 * 64)
     assert [p.name for p in (folder / ".work").iterdir()] == ["locks"]
 
 
