@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 
 from stages.common.learner import load_learner
 from stages.common.pool import load_manifest
+from stages.meta_train.picture import MARGIN
 from tests.conftest import ROOT
 
 N_ITERATIONS = 60
