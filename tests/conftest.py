@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stages.common.architectures import build
+from stages.common.learner import LearnerInfo
 from stages.common.pool import TeacherInfo, save_manifest, save_teacher
 from stages.common.seeds import generator
 
@@ -48,6 +49,12 @@ def teacher_info(index: int, n_classes: int = 3, **changes: object) -> TeacherIn
         epoch=1,
         n_parameters=0,
     )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+def learner_info(**changes: object) -> LearnerInfo:
+    """Of a 3-way Conv4 for 16 pixels that EI made."""
+    info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 10)
     return replace(info, **changes)  # type: ignore[arg-type]
 
 

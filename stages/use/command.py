@@ -115,10 +115,13 @@ def embed(
 
 def _check_ending(out: Path | None, *allowed: str) -> None:
     """Raise BadInput unless `out` is the name of a file to write."""
-    if out is not None and out.suffix not in allowed:
+    from stages.common.files import check_place
+
+    if out is None:
+        return
+    if out.suffix not in allowed:
         raise BadInput(f"{out}: allowed endings: {', '.join(allowed)}")
-    if out is not None and out.is_dir():
-        raise BadInput(f"{out}: is a folder: allowed: a file, or a new name")
+    check_place(out)
 
 
 def _save(

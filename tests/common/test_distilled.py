@@ -17,6 +17,7 @@ from stages.interface.errors import BadInput
 from stages.meta_test import one_step
 from stages.meta_test.nearest_class_mean import nearest
 from stages.meta_test.params import OneStep
+from tests.conftest import learner_info
 
 FORM = DistilledForm(
     heads=(3, 2),
@@ -121,12 +122,8 @@ def test_a_query_image_is_judged_alone() -> None:
 
 
 def info() -> LearnerInfo:
-    return LearnerInfo(
-        architecture="conv4",
+    return learner_info(
         n_way=4,
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
         method="distill",
         meta_learner="distilled",
         iteration=7,

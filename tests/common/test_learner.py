@@ -12,7 +12,6 @@ from stages.common.architectures import batch_moments
 from stages.common.episodes import Episode
 from stages.common.learner import (
     Learner,
-    LearnerInfo,
     adapt,
     initial_theta,
     load_learner,
@@ -23,8 +22,9 @@ from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from tests.common.test_distilled import info as distilled_info
 from tests.common.test_distilled import network
+from tests.conftest import learner_info
 
-INFO = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 7)
+INFO = learner_info(iteration=7)
 
 
 def _problem() -> tuple[Learner, dict[str, torch.Tensor], Episode]:

@@ -10,14 +10,14 @@ from torch import nn
 
 from stages.common.dataset import ClassImages, Normalisation
 from stages.common.episodes import Episode
-from stages.common.learner import Learner, LearnerInfo, initial_theta, save_learner
+from stages.common.learner import Learner, initial_theta, save_learner
 from stages.common.seeds import generator
 from stages.interface import params
 from stages.meta_test import evaluate, icfil, nearest_class_mean, one_step
 from stages.meta_test.adaptations import ADAPTATIONS, Model
 from stages.meta_test.episodes import RealEpisodes, fixed_tasks, right
 from stages.meta_test.params import SUITS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, learner_info
 
 SETTINGS = params.load(ROOT / "params.yaml").meta_test
 
@@ -166,7 +166,7 @@ def test_every_adaptation_learns_an_easy_task(
 
 
 def _model(seed: int, iteration: int = 0, meta_learner: str = "maml") -> Model:
-    info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", meta_learner, iteration)
+    info = learner_info(meta_learner=meta_learner, iteration=iteration)
     theta = initial_theta("conv4", 3, 16, generator(seed, "x"))
     return Model(Learner("conv4", 3, 16), theta, info)
 

@@ -17,7 +17,7 @@ from stages.common.architectures import build
 from stages.common.dataset import ClassImages, Normalisation, View
 from stages.common.episodes import EpisodeIndex
 from stages.common.files import load_table, save_table, save_tensors
-from stages.common.learner import Learner, LearnerInfo, adapt, initial_theta, save_learner
+from stages.common.learner import Learner, adapt, initial_theta, save_learner
 from stages.common.pool import Teacher, TeacherInfo
 from stages.common.seeds import generator
 from stages.data_based.command import DATA_USED
@@ -32,7 +32,7 @@ from stages.meta_test.one_step import outputs
 from stages.meta_test.params import POOL_ROWS, MetaTest
 from stages.meta_test.similarity import similarity
 from stages.meta_test.tuned_steps import candidates, choose
-from tests.conftest import ROOT, random_state, teacher_info
+from tests.conftest import ROOT, learner_info, random_state, teacher_info
 
 GIVEN = params.load(ROOT / "params.yaml").meta_test
 SETTINGS = GIVEN.model_copy(update={"pool": GIVEN.pool.model_copy(update={"precision": "float32"})})
@@ -402,7 +402,7 @@ def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
 def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no snapshots/iteration-\*\.safetensors: not a learner"):
         evaluate.load_snapshots(tmp_path, "cpu")
-    info = LearnerInfo("conv4", 3, 16, (0.5,) * 3, (0.25,) * 3, "ei", "maml", 10)
+    info = learner_info()
     for name, own in {
         "a": info,
         "b": replace(info, iteration=20),

@@ -9,28 +9,18 @@ import pytest
 from typer.testing import CliRunner
 
 from stages.common.files import save_json
-from stages.common.learner import LearnerInfo, initial_theta, save_learner
+from stages.common.learner import initial_theta, save_learner
 from stages.common.seeds import generator
 from stages.interface.provenance import provenance_of
 from stages.meta_test.command import app
-from tests.conftest import ROOT
+from tests.conftest import ROOT, learner_info
 
 
 @pytest.fixture
 def learner(tmp_path: Path) -> Path:
     """A 3-way learner of EI."""
-    info = LearnerInfo(
-        architecture="conv4",
-        n_way=3,
-        image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        method="ei",
-        meta_learner="maml",
-        iteration=10,
-    )
     theta = initial_theta("conv4", 3, 16, generator(0, "theta"))
-    save_learner(tmp_path / "learner/snapshots/iteration-000010.safetensors", theta, info)
+    save_learner(tmp_path / "learner/snapshots/iteration-000010.safetensors", theta, learner_info())
     return tmp_path / "learner"
 
 
