@@ -38,9 +38,18 @@ class Model:
 
     @property
     def adapts(self) -> str:
-        """Which parameters its inner loop moves: all, or those whose names start with this."""
+        """Which parameters its inner loop moves: all, or those whose names start with this.
+
+        The head alone of a distilled learner: it starts at zero, so its first step moves no other.
+        """
+        if self.learner.keeps_statistics:
+            return "head."
         row = META_LEARNERS.get(self.info.meta_learner)
         return row.adapts if row else ""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, 3, size, size) to (n, d)."""
+        return self.learner.forward(self.theta, x).features
 
     def metric(self, params: MetaTest) -> str:
         """Of nearest class mean; a prototypical network keeps that of its training."""
@@ -69,6 +78,9 @@ class Adaptation:
 
 
 def _one_step(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -> Tensor:
+    if model.learner.keeps_statistics:
+        features = _features(model, episodes, params, done)
+        return one_step.predict_by_head(model.theta, *features, params.one_step)
     rows = []
     for i, episode in enumerate(episodes):
         rows.append(
@@ -89,13 +101,17 @@ def _features(
     model: Model, episodes: RealEpisodes, params: MetaTest, done: Done
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features (e, s, d) and (e, q, d) of the unadapted learner, and support labels (s,)."""
+    labels = next(iter(episodes)).support_y
+    if model.learner.keeps_statistics:
+        parts = [torch.cat(part) for part in zip(*episodes.gathered(), strict=True)]
+        done(len(episodes))
+        return parts[0], parts[1], labels
     support, query = [], []
     for i, episode in enumerate(episodes):
         with torch.no_grad():
             s, q = one_step.outputs(model.learner, model.theta, episode, params.batch_norm)
         support.append(s.features)
         query.append(q.features)
-        labels = episode.support_y
         done(i + 1)
     return torch.stack(support), torch.stack(query), labels
 
@@ -124,6 +140,7 @@ def _icfil(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -
             params.icfil,
             params.batch_norm,
             stream,
+            model.adapts,
         )
         support.append(features.support)
         query.append(features.query)

@@ -1,8 +1,12 @@
-"""The real few-shot tasks on which learners are chosen (meta-val) and judged (meta-test)."""
+"""The real few-shot tasks on which learners are chosen (meta-val) and judged (meta-test).
+
+Shapes: d features; e episodes, s support and q query images of each, grouped by label.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +16,11 @@ from stages.common.architectures import channels_last
 from stages.common.dataset import ClassImages, Split, View
 from stages.common.episodes import Episode, EpisodeIndex, build_episode, sample_index
 from stages.common.seeds import generator
+
+BATCH = 100  # images that a network sees together
+CHUNK = 100  # episodes at once: their features must fit into memory
+
+Blocks = list[list[Tensor]]  # features per data set, per class: (n_c, d)
 
 
 class Task(NamedTuple):
@@ -49,12 +58,20 @@ class RealEpisodes:
     """The episodes of `tasks` as a network of `view` sees them.
 
     They are built one at a time: 600 of them need not fit into memory.
+
+    `features`: of a network that sees every image alone, (n, 3, size, size) to (n, d).
     """
 
     def __init__(
-        self, data: Sequence[ClassImages], tasks: Sequence[Task], view: View, device: str
+        self,
+        data: Sequence[ClassImages],
+        tasks: Sequence[Task],
+        view: View,
+        device: str,
+        features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._data, self._tasks, self._view, self._device = data, tasks, view, device
+        self._features = features
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -64,16 +81,47 @@ class RealEpisodes:
             images = self._data[task.data].images
 
             def fetch(position: int, chosen: Tensor, images: list[Tensor] = images) -> Tensor:
-                return channels_last(self._view.of(images[position][chosen].to(self._device)))
+                return self._seen(images[position][chosen])
 
             yield build_episode(task.episode, fetch)
 
     def first(self, n: int) -> RealEpisodes:
-        return RealEpisodes(self._data, self._tasks[:n], self._view, self._device)
+        return RealEpisodes(self._data, self._tasks[:n], self._view, self._device, self._features)
+
+    @functools.cached_property
+    def embedded(self) -> Blocks:
+        """What `features` makes of every image: once, however many episodes it is in."""
+        features = self._features
+        assert features is not None
+
+        def of_a_class(images: Tensor) -> Tensor:
+            return torch.cat([features(self._seen(batch)) for batch in images.split(BATCH)])
+
+        with torch.no_grad():
+            return [[of_a_class(images) for images in part.images] for part in self._data]
+
+    def gathered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return gathered(self.embedded, self._tasks)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return channels_last(self._view.of(images.to(self._device)))
+
+
+def gathered(blocks: Blocks, tasks: Sequence[Task]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Support (c, s, d) and query (c, q, d) features, a chunk of c episodes at a time."""
+    for start in range(0, len(tasks), CHUNK):
+        support, query = [], []
+        for task in tasks[start : start + CHUNK]:
+            classes = [blocks[task.data][c] for c in task.episode.classes.tolist()]
+            pairs = zip(classes, task.episode.support, task.episode.query, strict=True)
+            chosen = [(block[s], block[q]) for block, s, q in pairs]
+            support.append(torch.cat([s for s, _ in chosen]))
+            query.append(torch.cat([q for _, q in chosen]))
+        yield torch.stack(support), torch.stack(query)
 
 
 def query_labels(tasks: Sequence[Task], device: str) -> Tensor:
-    """(n_way * n_query,), the same for every episode: images are grouped by label."""
+    """(n_way * n_query,), the same for every episode."""
     n_way, n_query = tasks[0].episode.query.shape
     return torch.arange(n_way, device=device).repeat_interleave(n_query)
 

@@ -7,6 +7,7 @@ episodes exactly once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -39,7 +40,9 @@ class Tasks:
     tasks: Sequence[Task]
 
     def seen_by(self, model: Model, device: str) -> RealEpisodes:
-        return RealEpisodes(self.data, self.tasks, model.info.view, device)
+        """The episodes for this model; one object serves all its adaptations."""
+        features = model.features if model.learner.keeps_statistics else None
+        return RealEpisodes(self.data, self.tasks, model.info.view, device, features)
 
     @property
     def fingerprint(self) -> str:
@@ -122,10 +125,9 @@ def select(models: Sequence[Model], val: Tasks, params: MetaTest, device: str) -
     with Reporter("meta-validation", len(models) * len(choosers)) as report:
         for model in models:
             row: dict[str, float] = {"iteration": model.info.iteration}
+            episodes = val.seen_by(model, device)
             for name in choosers:
-                labels = ADAPTATIONS[name].predict(
-                    model, val.seen_by(model, device), params, _silent
-                )
+                labels = ADAPTATIONS[name].predict(model, episodes, params, _silent)
                 row[name] = round(100 * float(right(labels, val.tasks).double().mean()), 4)
                 report(len(selection) * len(choosers) + len(row) - 1, **{name: row[name]})
             selection.append(row)
@@ -147,13 +149,14 @@ def judge_learner(
     device: str,
 ) -> dict[str, Row]:
     """Every suitable adaptation on meta-test, each with its own chosen snapshot."""
+    seen = functools.cache(lambda position: test.seen_by(models[position], device))
     rows = {}
     for name, adaptation in adaptations_of(models[0].info.meta_learner).items():
         position = chosen(selection, adaptation.chosen_by)
         model = models[position]
         own = adaptation.tune(model, val.seen_by(model, device), params)
         with Reporter(name, len(test.tasks)) as report:
-            labels = adaptation.predict(model, test.seen_by(model, device), own, report)
+            labels = adaptation.predict(model, seen(position), own, report)
         rows[name] = Row(
             right(labels, test.tasks),
             adaptation.protocol(model, own),

@@ -42,10 +42,14 @@ def calibrated_features(
     params: Icfil,
     batch_norm: str,
     generator: torch.Generator,
+    part: str = "",
 ) -> CalibratedFeatures:
-    """Steps 1 to 3 on one episode; features of the frozen, calibrated backbone."""
+    """Steps 1 to 3 on one episode; features of the frozen, calibrated backbone.
+
+    `part`: as in `adapt`.
+    """
     x, y = episode.support_x, episode.support_y
-    adapted = adapt(learner, theta, x, y, one_step.inner_lr, one_step.inner_steps)
+    adapted = adapt(learner, theta, x, y, one_step.inner_lr, one_step.inner_steps, part)
     n_way = int(y[-1]) + 1
     pseudo_y = torch.arange(n_way, device=y.device).repeat_interleave(params.pseudo_per_class)
     pseudo_x = synthesize(learner, adapted, x, pseudo_y, params, generator)

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.meta_test.episodes import CHUNK
 from stages.meta_test.icfil import head_predictions
 from stages.meta_test.params import LinearProbe
-
-CHUNK = 100  # episodes at once
 
 
 def probe(support: Tensor, support_y: Tensor, query: Tensor, params: LinearProbe) -> Tensor:

@@ -19,14 +19,10 @@ from stages.common.dataset import ClassImages
 from stages.common.distilled import log_ratios
 from stages.common.params import Precision
 from stages.common.pool import Teacher
-from stages.meta_test.episodes import Task
-from stages.meta_test.linear_probe import CHUNK, probe
+from stages.meta_test.episodes import BATCH, Blocks, Task, gathered
+from stages.meta_test.linear_probe import probe
 from stages.meta_test.nearest_class_mean import nearest
 from stages.meta_test.params import MetaTest, fresh_head
-
-BATCH = 100
-
-Blocks = list[list[Tensor]]  # per data set, per class: (n_c, d)
 
 
 class Seen(NamedTuple):
@@ -123,26 +119,13 @@ def protocol(row: str, params: MetaTest) -> str:
 def by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:
     """Labels (e, n_way * n_query) by nearest class mean."""
     n_way = len(tasks[0].episode.classes)
-    return torch.cat([nearest(s, q, n_way, metric) for s, q in _gathered(blocks, tasks)])
+    return torch.cat([nearest(s, q, n_way, metric) for s, q in gathered(blocks, tasks)])
 
 
 def _by_probe(blocks: Blocks, tasks: Sequence[Task], params: MetaTest) -> Tensor:
     n_way, n_shot = tasks[0].episode.support.shape
     rows = []
-    for support, query in _gathered(blocks, tasks):
+    for support, query in gathered(blocks, tasks):
         labels = torch.arange(n_way, device=support.device).repeat_interleave(n_shot)
         rows.append(probe(support, labels, query, params.linear_probe))
     return torch.cat(rows)
-
-
-def _gathered(blocks: Blocks, tasks: Sequence[Task]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Support (c, s, d) and query (c, q, d) features, a chunk of c episodes at a time."""
-    for start in range(0, len(tasks), CHUNK):
-        support, query = [], []
-        for task in tasks[start : start + CHUNK]:
-            classes = [blocks[task.data][c] for c in task.episode.classes.tolist()]
-            pairs = zip(classes, task.episode.support, task.episode.query, strict=True)
-            chosen = [(block[s], block[q]) for block, s, q in pairs]
-            support.append(torch.cat([s for s, _ in chosen]))
-            query.append(torch.cat([q for _, q in chosen]))
-        yield torch.stack(support), torch.stack(query)

@@ -202,7 +202,7 @@ def test_the_pools_rows_equal_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_features, "BATCH", 3)
-    monkeypatch.setattr(pool_features, "CHUNK", 4)
+    monkeypatch.setattr("stages.meta_test.episodes.CHUNK", 4)
     done: list[int] = []
     found = dict(pool_features.predict_by_pool(pool, pair, tasks, SETTINGS, "cpu", done.append))
     assert done == [1, 2]
