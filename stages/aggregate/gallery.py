@@ -87,9 +87,10 @@ def synthetic_pictures(cells: Sequence[Cell]) -> list[Picture]:
     pictures = []
     for cell in cells:
         path = _made(cell) or _kept(cell)
+        texts = _texts(path) if path.is_file() else None
         # One kept before it was noted of which run it is counts as the cell's.
-        if path.is_file() and _texts(path).get(RUN, _run(cell)) == _run(cell):
-            panels = _texts(path).get(PANELS)
+        if texts is not None and texts.get(RUN, _run(cell)) == _run(cell):
+            panels = texts.get(PANELS)
             caption = (
                 f"{_title(cell)}; {cell.n_shot}-shot, {method_name(cell.method)}, seed {cell.seed}:"
                 " synthetic images, a row a class"

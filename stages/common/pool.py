@@ -43,6 +43,11 @@ class TeacherInfo:
     def view(self) -> View:
         return View(self.image_size, self.normalisation)
 
+    @property
+    def classes(self) -> list[tuple[str, str]]:
+        """Its classes in the order of its outputs, as all teachers know them: (data set, name)."""
+        return [(self.dataset, name) for name in self.class_names]
+
 
 @dataclass(frozen=True)
 class Teacher:

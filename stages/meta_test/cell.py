@@ -27,15 +27,18 @@ KEY = re.compile(
 CURVE_POINTS = 200  # of the history that the file keeps
 
 
-def method_of(key: str, n_way: int, n_shot: int) -> str:
-    """The method that a cell's key names. Raises BadInput if `key` is no such cell's."""
+def parts_of(key: str, n_way: int, n_shot: int) -> dict[str, str]:
+    """What a cell's key names: scenario, dataset, n_way, n_shot, method.
+
+    Raises BadInput if `key` is no such cell's.
+    """
     match = KEY.fullmatch(key)
     if match is None or (int(match["n_way"]), int(match["n_shot"])) != (n_way, n_shot):
         raise BadInput(
             f"{key}: not the key of a {n_way}-way {n_shot}-shot cell:"
             " <scenario>-<data set>-<n>way-<n>shot-<method>"
         )
-    return match["method"]
+    return match.groupdict()
 
 
 def save_episodes(path: Path, rows: Mapping[str, Row], test: Tasks) -> None:
@@ -69,9 +72,8 @@ def save_cell(
     learner: Path | None,
     evaluation: Path,
 ) -> None:
-    """Write the file; `key` has passed `method_of`."""
-    match = KEY.fullmatch(key)
-    assert match is not None
+    """Write the file. Raises BadInput as `parts_of`."""
+    parts = parts_of(key, n_way, n_shot)
     trained = [] if learner is None else [_provenance(learner)]
     runs = [
         {"stage": "pretrain"} | _provenance(pool),
@@ -80,7 +82,7 @@ def save_cell(
     ]
     whole = {
         "key": key,
-        **match.groupdict(),
+        **parts,
         "n_way": n_way,
         "n_shot": n_shot,
         "n_query": n_query,
@@ -94,7 +96,7 @@ def save_cell(
         **content,
         "history": _history(learner),
         "provenance": runs,
-        "command": _command(match.groupdict() | {"budget": budget, "seed": seed}, runs[-1]),
+        "command": _command(parts | {"budget": budget, "seed": seed}, runs[-1]),
     }
     text = json.dumps(whole, indent=1, sort_keys=True)
     # A list of numbers on one line: git's diffs stay readable.

@@ -52,7 +52,7 @@ def meta_test(
     from stages.interface.device import resolve
     from stages.interface.provenance import provenance_of, save_provenance
     from stages.meta_test import evaluate
-    from stages.meta_test.cell import method_of, save_cell, save_episodes
+    from stages.meta_test.cell import parts_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
     from stages.meta_test.similarity import similarity
 
@@ -61,7 +61,7 @@ def meta_test(
     start = time.monotonic()
     shape = (n_way, n_shot, given["n_query"])
     # What is wrong is refused before minutes of evaluation.
-    method = method_of(cell, n_way, n_shot)
+    method = parts_of(cell, n_way, n_shot)["method"]
     models = evaluate.load_snapshots(learner, device) if learner else []
     _check_learner(models, learner, cell, method, n_way)
     teachers = load_pool(pool, device)

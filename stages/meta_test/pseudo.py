@@ -41,6 +41,7 @@ def pseudo_classes(
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:
         for i, (teacher, labels, (state, loss)) in enumerate(zip(pool, lent, losses, strict=True)):
+            report(i)
             if not labels:  # others lend all its classes
                 continue
             made = invert(
@@ -57,7 +58,7 @@ def pseudo_classes(
             for label in labels:
                 names.append(f"teacher {i}: {teacher.info.class_names[label]}")
                 images.append(made.images[made.labels == label])
-            report(i + 1)
+        report(len(pool))
     first = pool[0].info
     return ClassImages(
         NO_DATASET, list(range(len(names))), names, images, first.image_size, first.normalisation
@@ -72,8 +73,8 @@ def lent_labels(pool: Sequence[Teacher], most: int) -> list[list[int]]:
     """
     knowing: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for i, teacher in enumerate(pool):
-        for label, name in enumerate(teacher.info.class_names):
-            knowing.setdefault((teacher.info.dataset, name), []).append((i, label))
+        for label, known in enumerate(teacher.info.classes):
+            knowing.setdefault(known, []).append((i, label))
     lent: list[list[int]] = [[] for _ in pool]
     for places in knowing.values():
         i, label = min(places, key=lambda place: len(lent[place[0]]))

@@ -52,8 +52,8 @@ def similarity(
                 " synthetic images of another pool"
             )
         images, labels = tensors[f"teacher-{i:02d}.images"], tensors[f"teacher-{i:02d}.labels"]
-        for label, name in enumerate(info.class_names):
-            if (info.dataset, name) not in places:
+        for label, (dataset, name) in enumerate(info.classes):
+            if (dataset, name) not in places:
                 raise BadInput(f"{info.file}: its class {name!r} is no meta-train class")
             if name in names or not (labels == label).any():
                 continue  # taught by an earlier teacher too, or one that had no images made
@@ -61,7 +61,7 @@ def similarity(
             invented.append(
                 _mean_of_synthetic(images[labels == label][:n_images], info, pool, precision)
             )
-            real.append(_mean_of_real(places[info.dataset, name][:n_images], pool, precision))
+            real.append(_mean_of_real(places[dataset, name][:n_images], pool, precision))
     cosines = _centred(torch.stack(invented)) @ _centred(torch.stack(real)).T
     own = cosines.diagonal()
     n = len(names)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -59,6 +60,7 @@ class DistillRun:
         self.architecture = own.architecture
         self._shared, self._own, self._setting, self._pool = shared, own, setting, pool
         self._budget: DistillationBudget = setting.budget
+        self._stream = functools.partial(stream, setting.seed)
         self._heads = [teacher.info.n_outputs for teacher in pool]
         build(own.architecture, 1, setting.view.image_size)  # refuses a size before minutes of work
         self._inverted = inverted_images(pool, shared, own, setting)
@@ -135,9 +137,6 @@ class DistillRun:
             student = Distilled(self.architecture, self.distilled, self._setting.n_way, size)
         layout = torch.channels_last
         return student.to(self._setting.device, memory_format=layout).train()  # type: ignore[call-overload, no-any-return]
-
-    def _stream(self, *purpose: str | int) -> torch.Generator:
-        return stream(self._setting.seed, *purpose)
 
     # --- what is kept -------------------------------------------------------------------------
 

@@ -78,7 +78,6 @@ def class_numbers(pool: Sequence[Teacher]) -> Tensor:
     known: dict[tuple[str, str], int] = {}
     numbers = []
     for info in (teacher.info for teacher in pool):
-        named = [(info.dataset, name) for name in info.class_names]
-        numbers += [known.setdefault(name, len(known)) for name in named]
-        numbers += [-1] * (info.n_outputs - len(named))
+        numbers += [known.setdefault(one, len(known)) for one in info.classes]
+        numbers += [-1] * (info.n_outputs - len(info.classes))
     return torch.tensor(numbers)

@@ -97,7 +97,7 @@ def show(pool: POOL) -> None:
             "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
         )
     Console().print(table)
-    unlike = {(info.dataset, name) for info in infos for name in info.class_names}
+    unlike = {known for info in infos for known in info.classes}
     typer.echo(f"{len(infos)} teachers, {len(unlike)} classes")
 
 
@@ -108,9 +108,7 @@ def check(pool: POOL) -> None:
     from stages.common.pool import load_manifest
     from stages.pool.checking import check_pool
 
-    owners = Counter(
-        (info.dataset, name) for info in load_manifest(pool) for name in info.class_names
-    )
+    owners = Counter(known for info in load_manifest(pool) for known in info.classes)
     wrong = []
     for info, found, remembers in check_pool(pool):
         said = "; ".join(found) or "fine"
@@ -119,7 +117,7 @@ def check(pool: POOL) -> None:
                 "; no BatchNorm that remembers: inverted without its statistics, normalisation not"
                 " checked"
             )
-        if twice := [name for name in info.class_names if owners[info.dataset, name] > 1]:
+        if twice := [known[1] for known in info.classes if owners[known] > 1]:
             said += f"; {len(twice)} classes are another teacher's as well ({_first(twice)})"
         typer.echo(f"{info.file}: {said}")
         if found:

@@ -39,7 +39,7 @@ CATALOGUE = {
     spec.name: spec
     for spec in (
         DatasetSpec("glyphs", 32, *_HALF, None, None),
-        DatasetSpec("textures", 48, *_HALF, None, None),
+        DatasetSpec("textures", 40, *_HALF, None, None),
         DatasetSpec(
             "cifar_fs",
             32,
