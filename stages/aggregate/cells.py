@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from stages.aggregate.names import SCENARIOS, place, row_order
 from stages.common.files import load_json
 from stages.interface.errors import BadInput
+from stages.interface.params import NO_DATASET, sections
 
 # What each stage reads of params.yaml, besides the seed (PARAMS of its command), or is made from.
 READS = {
@@ -33,12 +34,9 @@ READS = {
         "n_query",
         "learner",
         "scenarios.{scenario}",
-        "meta_train.fixed",
-        "meta_train.episode_inversion",
-        "meta_train.distillation",
+        "meta_train.{family}",
         "meta_train.{method}",
-        "budgets.{budget}.meta_train",
-        "budgets.{budget}.distillation",
+        "budgets.{budget}.{length}",
     ),
     "data_based": (
         "n_query",
@@ -151,16 +149,19 @@ class Cell(Part):
         """Parameters that a stage of this cell read and that differed from its commit's."""
         found: dict[str, Any] = {}
         for run in self.provenance:
-            own = {
-                key.format(**{**dict(self), "dataset": dataset})
+            read = {
+                key.format(**{**dict(self), **own, "dataset": dataset})
                 for key in READS.get(run.stage, ())
                 for dataset in self.datasets
+                for own in sections(self.method)
             }
             for key, value in run.changed_params.items():
                 parts = key.split(".")
                 if parts[-1] == "compile":  # how code runs, not what it computes
                     continue
-                if any(".".join(parts[:n]) in own for n in range(1, len(parts) + 1)):
+                if parts[:2] == ["meta_test", "pseudo"] and self.dataset != NO_DATASET:
+                    continue
+                if any(".".join(parts[:n]) in read for n in range(1, len(parts) + 1)):
                     found[key] = value
         return dict(sorted(found.items()))
 

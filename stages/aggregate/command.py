@@ -112,7 +112,7 @@ def publish(
     """Put the selected cell's metrics, table and figures where they always are."""
     from stages.aggregate.cells import load_cell, path_of
     from stages.aggregate.layouts import selected
-    from stages.common.files import save_json, written_whole
+    from stages.common.files import check_place, save_json, written_whole
     from stages.interface import params
 
     given = params.read(PARAMS)
@@ -123,6 +123,7 @@ def publish(
         cells.append(load_cell(path_of(pool, given["budget"], given["seed"])))
     given["adaptation"] = _row_of(chosen, given["adaptation"])
     (sheet,) = _fill([selected(cells)], cells)
+    check_place(out / "selected", "report")
     save_json(out / "metrics.json", {**given, **_metrics(chosen, given["adaptation"])})
     with written_whole(out / "selected", "report") as folder:
         _save_sheet(folder, "table", sheet)

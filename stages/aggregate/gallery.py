@@ -141,10 +141,11 @@ def _curves(folder: Path, name: str, title: str, cells: Sequence[Cell]) -> Itera
     pairs &= {cell.n_shot for cell in both if cell.method == "eci"}
     if pairs:
         path = folder / f"curriculum-{name}.png"
-        save_curriculum(path, [cell for cell in both if cell.n_shot in pairs], title)
+        drawn = [cell for cell in both if cell.n_shot in pairs]
+        save_curriculum(path, drawn, title)
         caption = (
             f"{title}: meta-test accuracy of every snapshot, without (EI) and with (ECI) the"
-            f" curriculum, with 95 % bands{_curve_episodes(both)}, a line a seed. Drawn after the"
+            f" curriculum, with 95 % bands{_curve_episodes(drawn)}, a line a seed. Drawn after the"
             " fact; no snapshot was chosen by it."
         )
         yield Picture("The curriculum (figure 4)", caption, path)

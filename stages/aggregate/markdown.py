@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from stages.aggregate.cells import Cell
+from stages.aggregate.names import ADAPTATIONS
 from stages.aggregate.sheets import Sheet
 
 
@@ -31,12 +32,25 @@ def provenance_text(cell: Cell) -> str:
     for run in cell.provenance:
         place = f"commit {run.commit}, {run.hardware}, {run.device}"
         places.setdefault(place, []).append(f"{run.stage} {run.minutes:.1f} min")
-    return "; ".join(f"{', '.join(stages)} ({place})" for place, stages in places.items())
+    runs = [f"{', '.join(stages)} ({place})" for place, stages in places.items()]
+    return "; ".join([*runs, *_chosen(cell)])
+
+
+def _chosen(cell: Cell) -> Iterator[str]:
+    """E.g. 'chosen snapshots: 300 (one step, ICFIL), 450 (nearest class mean)'; none: no choice."""
+    rows: dict[int, list[str]] = {}
+    for name, row in cell.rows.items():
+        if row.snapshot is not None and len(cell.selection) > 1:
+            rows.setdefault(row.snapshot, []).append(ADAPTATIONS.get(name, name))
+    if rows:
+        chosen = (f"{iteration} ({', '.join(names)})" for iteration, names in sorted(rows.items()))
+        yield f"chosen snapshots: {', '.join(chosen)}"
 
 
 def _provenance(cells: Sequence[Cell]) -> Iterator[str]:
     if cells:
-        yield from ("", "Where each number comes from, and the command that makes it:", "")
+        words = "Where each number comes from (minutes of the clock, pauses included), and the"
+        yield from ("", f"{words} command that makes it:", "")
     for cell in cells:
         yield f"- `{cell.key}`, seed {cell.seed}: {provenance_text(cell)}; `{cell.command}`"
 

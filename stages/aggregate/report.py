@@ -39,7 +39,8 @@ HONESTY = (
     " each table says which rows do.",
     "What the pool itself does without any meta-training (by its features, or by features and"
     " log-ratios) is what published tables leave out, and the number to beat. Rows marked"
-    " data-based see real meta-training images: they are ceilings and controls, not competitors.",
+    " data-based see real meta-training images: they are no competitors. Those on all images are a"
+    " ceiling only if they were trained to their end, as their published values tell.",
     "glyphs and textures are stand-ins rendered by the project; they have no published numbers.",
 )
 
@@ -196,7 +197,10 @@ def _provenance(cells: Sequence[Cell]) -> str:
         + f'<tr class="command"><td colspan="4"><code>{escape(cell.command)}</code></td></tr>\n'
         for cell in cells
     ]
-    return _words(("cell", "seed", "stages, minutes and where", "versions"), rows)
+    return _words(
+        ("cell", "seed", "stages, minutes (pauses too), where", "versions"),
+        rows,
+    )
 
 
 def _versions(cell: Cell) -> Iterable[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from stages.interface.params import NO_DATASET
 # What rows were judged on, and what chose their snapshots, with a data set and without.
 ON_REAL = (
     "fixed meta-test episodes",
-    "Snapshots were chosen on meta-validation. published: the paper's number under its own"
-    " protocol, which selects on meta-test.",
+    "Snapshots were chosen on meta-validation: by their accuracy after one step, for nearest class"
+    " mean and linear probe by that of nearest class mean. published: the paper's number under its"
+    " own protocol, which selects on meta-test.",
 )
 ON_PSEUDO = (
     "fixed pseudo episodes",
@@ -115,6 +115,8 @@ def fill(layout: Layout, results: Iterable[Result], cells: Sequence[Cell]) -> Sh
     budget = f" at budget {cells[0].budget}" if cells else ""
     empty = Note(f"No cell of this table has been run{budget}.")
     notes = _notes(shown, used) if shown else (empty,)
+    if layout.remark:
+        notes = (*notes, Note(layout.remark))
     rows = tuple(part.result for part in shown)
     return Sheet(layout.name, layout.title, layout.shots, tuple(lines), notes, used, rows)
 
@@ -207,7 +209,9 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
         _grouped("Data that training used", shown, "data_used", "method"),
     ]
     if far := _far_from_published(shown):
-        notes.append(Note("More than two combined intervals from the published value:", far))
+        notes.append(
+            Note("More than two intervals from the published value (why: docs/FINDINGS.md):", far)
+        )
     return tuple(notes)
 
 
@@ -243,7 +247,6 @@ def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:
         if result.published is None:
             continue
         difference = result.accuracy - result.published
-        combined = math.hypot(result.ci95, result.published_ci95 or 0.0)
-        if abs(difference) > 2 * combined:
-            items.append(f"{part.label}, {part.place}: {_signed(difference)} ± {combined:.2f}")
+        if abs(difference) > 2 * result.ci95:
+            items.append(f"{part.label}, {part.place}: {_signed(difference)} ± {result.ci95:.2f}")
     return tuple(items)

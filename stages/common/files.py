@@ -75,6 +75,8 @@ def check_place(path: Path, kind: str = FILE) -> None:
         raise BadInput(f"{path}: is a folder: allowed: a file, or a new name")
     if kind != FILE and path.is_file():
         raise BadInput(f"{path}: is a file: allowed: a folder, or a new name")
+    if kind != FILE and path.is_symlink():
+        raise BadInput(f"{path}: is a link: allowed: a folder, or a new name")
     if path.is_dir() and kind not in kinds_of(path):
         raise BadInput(
             f"{path}: a folder with files of no {kind}, so it is not replaced; allowed:"

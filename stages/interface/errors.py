@@ -50,7 +50,7 @@ def refuses_bad_input(command: Callable[P, R]) -> Callable[P, R]:
             console.print(_words(error), markup=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from here", style="yellow")
+            console.print("interrupted; repeat the command to go on", style="yellow")
             raise typer.Exit(130) from None
 
     return wrapped

@@ -123,6 +123,13 @@ def _check_together(given: Params, path: Path) -> None:
 def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
     """Refuse episodes and splits that `dataset` is too small for."""
     if dataset == NO_DATASET:
+        most, wanted = given.meta_test.pseudo.images_per_class, given.n_shot + given.n_query
+        if wanted > most:
+            raise BadInput(
+                f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: a pseudo episode"
+                f" needs {wanted} images of a class; allowed: n_shot + n_query up to"
+                f" meta_test.pseudo.images_per_class = {most}"
+            )
         return
     spec = CATALOGUE[dataset]
     smallest = min(len(names) for names in spec.splits().values())
@@ -204,6 +211,15 @@ def read(keys: Iterable[str], **cell: str) -> dict[str, Any]:
     """The values of the declared `keys`, by template, with `{name}`s filled in from `cell`."""
     params = load()
     return {template: lookup(params, template.format(**cell)) for template in keys}
+
+
+def sections(method: str) -> list[dict[str, str]]:
+    """What templates call `method` and its sections, and those of the one that it continues."""
+    row = METHODS.get(method)
+    if row is None:
+        return [{"method": method, "family": "", "length": ""}]
+    own = {"method": method, "family": row.family, "length": row.length}
+    return [own, *(sections(row.continues) if row.continues else ())]
 
 
 def lookup(params: Params, key: str) -> Any:

@@ -28,6 +28,7 @@ class Stopwatch:
     """Seconds of work on a job, over all its interruptions: kept in the job's folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.origin = origin()
         self._path = folder / "seconds.json"
         self._before = json.loads(self._path.read_text()) if self._path.exists() else 0.0
         self._start = time.monotonic()
@@ -45,19 +46,28 @@ def provenance_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.provenance.json")
 
 
-def save_provenance(path: Path, seconds: float, device: str, **more: Any) -> None:
-    """Write the provenance of one stage's outputs: time and place, which differ each run."""
+def origin() -> dict[str, Any]:
+    """What a run is made from; to be taken when it starts, since both may change while it works."""
+    return {"commit": commit(), "changed_params": changed_params()}
+
+
+def save_provenance(
+    path: Path, seconds: float, device: str, begun: dict[str, Any], **more: Any
+) -> None:
+    """Write the provenance of one stage's outputs: time and place, which differ each run.
+
+    `begun`: the `origin` of the run.
+    """
     import torch
 
     content = {
-        "commit": commit(),
+        **begun,
         "minutes": round(seconds / 60, 2),
         "device": device,
         "hardware": torch.cuda.get_device_name(device) if "cuda" in device else processor(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "safetensors", "numpy")}
         | {"python": platform.python_version()},
-        "changed_params": changed_params(),
         **more,
     }
     save_json(path, content)

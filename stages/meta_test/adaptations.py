@@ -101,7 +101,7 @@ def _features(
     model: Model, episodes: RealEpisodes, params: MetaTest, done: Done
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features (e, s, d) and (e, q, d) of the unadapted learner, and support labels (s,)."""
-    labels = next(iter(episodes)).support_y
+    labels = episodes.support_y
     if model.learner.keeps_statistics:
         parts = [torch.cat(part) for part in zip(*episodes.gathered(), strict=True)]
         done(len(episodes))

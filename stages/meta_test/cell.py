@@ -74,7 +74,7 @@ def save_cell(
 ) -> None:
     """Write the file. Raises BadInput as `parts_of`."""
     parts = parts_of(key, n_way, n_shot)
-    trained = [] if learner is None else [_provenance(learner)]
+    trained = [] if learner is None else _trained(learner)
     runs = [
         {"stage": "pretrain"} | _provenance(pool),
         *trained,
@@ -91,7 +91,7 @@ def save_cell(
         "budget": budget,
         "n_episodes": len(test.tasks),
         "fingerprint": test.fingerprint,
-        "data_used": trained[0]["data_used"] if trained else NO_DATA,
+        "data_used": trained[-1]["data_used"] if trained else NO_DATA,
         "rows": {name: row.summary() for name, row in rows.items()},
         **content,
         "history": _history(learner),
@@ -100,7 +100,7 @@ def save_cell(
     }
     text = json.dumps(whole, indent=1, sort_keys=True)
     # A list of numbers on one line: git's diffs stay readable.
-    text = re.sub(r"\[[\s\d.,+e-]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
+    text = re.sub(r"\[\n[\s\d.,+e-]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
     with written_whole(path) as temporary:
         temporary.write_text(text + "\n")
 
@@ -109,6 +109,13 @@ def _provenance(folder: Path) -> dict[str, Any]:
     """What stands beside a folder of pretrain, meta_train or data_based."""
     content: dict[str, Any] = load_json(provenance_of(folder))
     return content
+
+
+def _trained(learner: Path) -> list[dict[str, Any]]:
+    """The run that made it, after that of the learner which it started from, if it did."""
+    own = _provenance(learner)
+    before = own.pop("start", None)
+    return [own] if before is None else [before, own]
 
 
 def _history(learner: Path | None) -> dict[str, Any]:

@@ -47,18 +47,18 @@ def meta_test(
     """
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
-    from stages.common.files import check_place, load_json, written_whole
+    from stages.common.files import check_place, load_json, load_table, written_whole
     from stages.common.pool import load_pool
     from stages.interface.device import resolve
-    from stages.interface.provenance import provenance_of, save_provenance
+    from stages.interface.provenance import origin, provenance_of, save_provenance
     from stages.meta_test import evaluate
     from stages.meta_test.cell import parts_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
-    from stages.meta_test.similarity import similarity
+    from stages.meta_test.similarity import check_pool_of, similarity
 
     device = resolve(given["device"])
     settings = given["meta_test"]
-    start = time.monotonic()
+    start, begun = time.monotonic(), origin()
     shape = (n_way, n_shot, given["n_query"])
     # What is wrong is refused before minutes of evaluation.
     method = parts_of(cell, n_way, n_shot)["method"]
@@ -67,13 +67,18 @@ def meta_test(
     teachers = load_pool(pool, device)
     for made in (pool, *([learner] if learner else [])):
         load_json(provenance_of(made))
+    synthetic = learner / "synthetic.safetensors" if learner else None
+    if learner:
+        load_table(learner / "history.parquet")
+    if synthetic and synthetic.exists():
+        check_pool_of(synthetic, teachers)
     check_place(out, "evaluation")
     check_place(metrics)
 
     def tasks(split: Split, n_episodes: int) -> Tasks:
         if data:
             return _tasks(load_splits(data, split), split, n_episodes, shape)
-        made = pseudo_classes(teachers, split, settings.pseudo, device)
+        made = pseudo_classes(teachers, split, n_way, settings.pseudo, device)
         return _tasks([made], split, n_episodes, shape)
 
     test = tasks("test", settings.n_episodes)
@@ -89,8 +94,7 @@ def meta_test(
             "selection": selection,
             "curve": evaluate.curve(models, test, settings, device),
         }
-        synthetic = learner / "synthetic.safetensors"
-        if synthetic.exists() and data:
+        if synthetic and synthetic.exists() and data:
             train = load_splits(data, "train")
             content["similarity"] = similarity(synthetic, teachers, train, settings)
     # In a list, since DVC would call a hundred numbers metrics.
@@ -99,7 +103,7 @@ def meta_test(
         save_episodes(temporary / "episodes.parquet", rows, test)
         if learner is not None and (learner / "synthetic.png").exists():
             shutil.copy(learner / "synthetic.png", temporary)
-        save_provenance(temporary / "provenance.json", time.monotonic() - start, device)
+        save_provenance(temporary / "provenance.json", time.monotonic() - start, device, begun)
     save_cell(
         metrics,
         cell,

@@ -18,7 +18,7 @@ from stages.common.episodes import Episode, EpisodeIndex, build_episode, sample_
 from stages.common.seeds import generator
 
 BATCH = 100  # images that a network sees together
-CHUNK = 100  # episodes at once: their features must fit into memory
+CHUNK = 100  # episodes at once: the features of a whole pool are long
 
 Blocks = list[list[Tensor]]  # features per data set, per class: (n_c, d)
 
@@ -75,6 +75,12 @@ class RealEpisodes:
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def support_y(self) -> Tensor:
+        """(s,), the same for every episode."""
+        n_way, n_shot = self._tasks[0].episode.support.shape
+        return torch.arange(n_way, device=self._device).repeat_interleave(n_shot)
 
     def __iter__(self) -> Iterator[Episode]:
         for task in self._tasks:

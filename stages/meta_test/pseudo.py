@@ -17,20 +17,29 @@ from stages.common.natural_inversion import invert, n_batches
 from stages.common.pool import Teacher
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
+from stages.interface.errors import BadInput
 from stages.interface.params import NO_DATASET
 from stages.interface.progress import Reporter
 from stages.meta_test.params import Pseudo
 
 
 def pseudo_classes(
-    pool: Sequence[Teacher], split: Split, params: Pseudo, device: str
+    pool: Sequence[Teacher], split: Split, n_way: int, params: Pseudo, device: str
 ) -> ClassImages:
     """Classes that the teachers lend, up to `classes_per_teacher` each, with images of their own.
 
     A split has its own images; the classes are the same. Teachers' images keep their size.
+
+    Raises BadInput if these are too few for `n_way`.
     """
     steps = params.inversion_steps
     lent = lent_labels(pool, params.classes_per_teacher)
+    n_classes = sum(map(len, lent))
+    if n_classes < n_way:
+        raise BadInput(
+            f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes (at most"
+            f" meta_test.pseudo.classes_per_teacher = {params.classes_per_teacher} of a teacher)"
+        )
     batches = [n_batches(len(labels) * params.images_per_class) for labels in lent]
     losses = teacher_losses(
         pool,

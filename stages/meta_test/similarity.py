@@ -20,21 +20,38 @@ from torch import Tensor
 
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import ClassImages
-from stages.common.files import load_tensors
+from stages.common.files import load_tensors, metadata_of, open_tensors
 from stages.common.params import Precision
 from stages.common.pool import Teacher, TeacherInfo
 from stages.interface.errors import BadInput
 from stages.meta_test.params import MetaTest
 
 
+def check_pool_of(synthetic: Path, pool: Sequence[Teacher]) -> None:
+    """Raise BadInput unless meta_train's synthetic.safetensors was made with the pool's first."""
+    with open_tensors(synthetic) as file:
+        made_with = metadata_of(file, synthetic)["teachers"]
+    if len(made_with) > len(pool):
+        raise BadInput(
+            f"{synthetic}: was made with {len(made_with)} teachers, the pool has {len(pool)}:"
+            " synthetic images of another pool"
+        )
+    for i, (teacher, known) in enumerate(zip(pool, made_with, strict=False)):
+        info = teacher.info
+        if (info.dataset, list(info.class_names)) != (known["dataset"], known["class_names"]):
+            raise BadInput(
+                f"{synthetic}: its teacher {i} knows other classes than {info.file} of the pool:"
+                " synthetic images of another pool"
+            )
+
+
 def similarity(
     synthetic: Path, pool: Sequence[Teacher], data: Sequence[ClassImages], params: MetaTest
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Cosines of synthetic (rows) to real (columns) class means, and what they say.
 
-    `synthetic`: meta_train's synthetic.safetensors; `data`: the meta-train classes.
-
-    Raises BadInput if a class of the pool is not among them.
+    `synthetic`: meta_train's synthetic.safetensors, which has passed `check_pool_of`; `data`: the
+    meta-train classes. None if the pool knows others than these, or one class only.
     """
     tensors, metadata = load_tensors(synthetic)
     places = {
@@ -44,17 +61,12 @@ def similarity(
     }
     names, invented, real = [], [], []
     n_images, precision = params.similarity_images, params.pool.precision
-    for i, known in enumerate(metadata["teachers"]):
+    for i in range(len(metadata["teachers"])):
         info = pool[i].info
-        if (info.dataset, list(info.class_names)) != (known["dataset"], known["class_names"]):
-            raise BadInput(
-                f"{synthetic}: its teacher {i} knows other classes than {info.file} of the pool:"
-                " synthetic images of another pool"
-            )
         images, labels = tensors[f"teacher-{i:02d}.images"], tensors[f"teacher-{i:02d}.labels"]
         for label, (dataset, name) in enumerate(info.classes):
             if (dataset, name) not in places:
-                raise BadInput(f"{info.file}: its class {name!r} is no meta-train class")
+                return None
             if name in names or not (labels == label).any():
                 continue  # taught by an earlier teacher too, or one that had no images made
             names.append(name)
@@ -62,6 +74,8 @@ def similarity(
                 _mean_of_synthetic(images[labels == label][:n_images], info, pool, precision)
             )
             real.append(_mean_of_real(places[dataset, name][:n_images], pool, precision))
+    if len(names) < 2:
+        return None
     cosines = _centred(torch.stack(invented)) @ _centred(torch.stack(real)).T
     own = cosines.diagonal()
     n = len(names)

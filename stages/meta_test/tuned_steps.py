@@ -22,7 +22,7 @@ def candidates(params: TunedSteps) -> tuple[list[float], list[int]]:
     """Learning rates, evenly spaced in their logarithm, and steps 1, 2, 4, ... up to the most."""
     n, low, high = params.n_lrs, params.lr_low, params.lr_high
     lrs = [low * (high / low) ** (i / max(n - 1, 1)) for i in range(n)]
-    steps = [2**i for i in range(params.max_steps.bit_length()) if 2**i <= params.max_steps]
+    steps = [2**i for i in range(params.max_steps.bit_length())]
     return [float(f"{lr:.3g}") for lr in lrs], steps
 
 

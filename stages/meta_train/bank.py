@@ -49,7 +49,7 @@ class Mixtures:
         n = len(plain)
         self._plain = plain
         self._kind = torch.arange(3).repeat_interleave(n)
-        drawn = torch.randint(max(n, 1), (2, 2 * n), generator=stream)
+        drawn = torch.randint(n, (2, 2 * n), generator=stream)
         self._first, self._second = torch.cat([torch.arange(n).expand(2, n), drawn], 1)
         self._share = torch.rand(3 * n, generator=stream)
         self._half_side = torch.rand(3 * n, generator=stream).sqrt() / 2  # any area, in sides

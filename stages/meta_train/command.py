@@ -58,13 +58,17 @@ def meta_train(
     given = params.read(PARAMS, **cell)
 
     from stages.common.architectures import bn_layers
+    from stages.common.files import load_json
     from stages.common.learner import learner_view, snapshots
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
     from stages.interface.device import resolve
+    from stages.interface.provenance import provenance_of
     from stages.meta_train.starts import taught_by
 
     device = resolve(given["device"])
+    if row.continues and start:
+        load_json(provenance_of(start))  # refused before hours of work
     teachers = load_pool(pool, device)
     own = given["meta_train.{method}"]
     taught = taught_by(teachers, getattr(own, "n_teachers", "all"))
@@ -106,6 +110,7 @@ def meta_train(
         device=device,
         data_used=row.data_used(own),
         class_names=tuple(teacher.info.class_names for teacher in taught),
+        continued=setting.start,
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )
     typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")

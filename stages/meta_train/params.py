@@ -123,6 +123,8 @@ class Distill(Section):
     def _has_classes(self) -> Distill:
         if self.metric and self.inversion == "none":
             raise ValueError("metric = true: allowed with inverted images (inversion not none)")
+        if not self.procedural and self.inversion == "none":
+            raise ValueError("procedural = false, inversion = none: allowed: one of both, or both")
         return self
 
 

@@ -18,6 +18,7 @@ from stages.common.pool import Teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
+from stages.interface.errors import BadInput
 from stages.interface.progress import Reporter
 from stages.meta_train.bank import Bank, fill, n_mixed
 from stages.meta_train.methods import Setting
@@ -96,6 +97,11 @@ def filled_bank(
         n_images = setting.budget.procedural_images if own.procedural else 0
         drawn = procedural_images(n_images, size, stream(setting.seed, "procedural images"))
         n_plain = n_images + sum(len(part.images) for part in inverted)
+        if not n_plain:
+            raise BadInput(
+                "procedural_images = 0 (budgets): allowed: from 1, for a student that learns from"
+                " nothing else"
+            )
         with Reporter("bank", n_mixed(n_plain)) as report:
             bank = fill(
                 pool,

@@ -105,10 +105,11 @@ def show(pool: POOL) -> None:
 @refuses_bad_input
 def check(pool: POOL) -> None:
     """Look for what is wrong with a pool's teachers; exit code 2 if something is."""
-    from stages.common.pool import load_manifest
+    from stages.common.pool import MANIFEST, load_manifest
     from stages.pool.checking import check_pool
 
-    owners = Counter(known for info in load_manifest(pool) for known in info.classes)
+    infos = load_manifest(pool)
+    owners = Counter(known for info in infos for known in info.classes)
     wrong = []
     for info, found, remembers in check_pool(pool):
         said = "; ".join(found) or "fine"
@@ -122,6 +123,9 @@ def check(pool: POOL) -> None:
         typer.echo(f"{info.file}: {said}")
         if found:
             wrong.append(info.file)
+    listed = {MANIFEST, *(info.file for info in infos)}
+    if others := sorted({entry.name for entry in pool.iterdir()} - listed):
+        typer.echo(f"not in {MANIFEST}, so never read: {', '.join(others)}")
     if wrong:
         raise BadInput(f"{pool}: {len(wrong)} teachers with findings: {', '.join(wrong)}")
 
@@ -132,7 +136,7 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
     """Take a pool brought from elsewhere into the pipeline: checked, copied as it is."""
     from stages.common.files import written_whole
     from stages.common.pool import MANIFEST, load_pool
-    from stages.interface.provenance import provenance_of, save_provenance
+    from stages.interface.provenance import origin, provenance_of, save_provenance
 
     start = time.monotonic()
     teachers = load_pool(pool)
@@ -141,7 +145,8 @@ def adopt(pool: POOL, out: Annotated[Path, typer.Option(help="The pool folder to
         for name in (MANIFEST, *(teacher.info.file for teacher in teachers)):
             shutil.copy(pool / name, temporary)
     seconds = time.monotonic() - start
-    save_provenance(provenance_of(out), seconds, "cpu", stage="own_pool", source=str(pool))
+    beside, source = provenance_of(out), str(pool)
+    save_provenance(beside, seconds, "cpu", origin(), stage="own_pool", source=source)
     typer.echo(f"{out}: {len(teachers)} teachers of {pool}")
 
 

@@ -22,7 +22,7 @@ from stages.common.pool import (
     save_teacher,
 )
 from stages.interface.errors import BadInput
-from stages.interface.provenance import provenance_of, save_provenance
+from stages.interface.provenance import origin, provenance_of, save_provenance
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
 PREFIX = "module."  # of a network that was trained by DataParallel
@@ -151,7 +151,7 @@ def add_teacher(
     )
     beside = provenance_of(folder.absolute())  # "." has no name
     seconds = time.monotonic() - start
-    save_provenance(beside, seconds, "cpu", stage="own_pool", source=str(folder))
+    save_provenance(beside, seconds, "cpu", origin(), stage="own_pool", source=str(folder))
     save_teacher(folder / info.file, info, state)
     save_manifest(folder, [*known, info])  # last: a pool is what its manifest says
     return info

@@ -144,6 +144,18 @@ def test_a_changed_parameter_is_named_where_its_stage_read_it(tmp_path: Path) ->
     )
 
 
+def test_a_parameter_of_another_family_is_not_what_a_method_read(tmp_path: Path) -> None:
+    """ECI reads nothing of distillation; ECI that starts from a distilled network does."""
+    distilled = {"meta_train.distill.readout": "features", "meta_train.distillation.lr": 0.1}
+    pseudo = {"meta_test.pseudo.images_per_class": 25}
+    plain = changed_in(tmp_path, ECI, meta_train=distilled, meta_test=pseudo)
+    assert plain.changed == {}
+    started = changed_in(tmp_path, f"{ECI}_distilled", meta_train=LAMBDA | distilled)
+    assert started.changed == distilled
+    without = changed_in(tmp_path, "ss-none-5way-1shot-eci", meta_test=pseudo)
+    assert without.changed == pseudo
+
+
 def test_a_label_says_what_was_changed_and_at_which_shots(tmp_path: Path) -> None:
     keys = (ECI, ECI.replace("1shot", "5shot"))
     plain, other = (results([changed_in(tmp_path, key)])[0] for key in keys)
@@ -181,7 +193,8 @@ def test_published_values_are_whole_and_unique() -> None:
     }
     named = {f"{s}-{d}-{w}way-{k}shot-{m}": a for s, d, w, k, m, a in keys}
     assert named.keys() <= set().union(*map(cells_of, PAPER.values()))
-    # what the tables show beyond it are our columns of table 4 and the ceilings of table 6
+    # what the tables show beyond it are our columns of table 4, the ceilings of table 6, and what
+    # its numbers mean
     extra = {row for row in shown if published(*row) is None}
     assert {(key.rsplit("-", 1)[1], row) for key, row in extra} == {
         ("ei", "one_step"),
@@ -189,5 +202,7 @@ def test_published_values_are_whole_and_unique() -> None:
         ("eci", "one_step"),
         ("real_maml", "one_step"),
         ("real_protonet", "nearest_class_mean"),
+        ("random", "tuned_steps"),
+        ("pool", "pool_features"),
     }
     assert len(shown) - len(extra) == 70

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from stages.aggregate.layouts import OURS, PAPER
 from stages.common.files import (
     KINDS,
+    check_place,
     kinds_of,
     load_json,
     load_tensors,
@@ -83,6 +84,13 @@ def test_a_file_never_replaces_a_folder_nor_a_folder_a_file(tmp_path: Path) -> N
     assert (folder / "manifest.json").is_file()
     assert file.read_text() == "before"
     assert sorted(tmp_path.iterdir()) == [file, folder]  # and no temporary ones
+
+
+def test_a_folder_that_is_a_link_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="link: is a link: allowed: a folder, or a new name"):
+        check_place(tmp_path / "link", "pool")
 
 
 @pytest.mark.parametrize("place", [".", "..", "/"])

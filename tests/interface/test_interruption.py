@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -12,7 +13,13 @@ import typer
 
 from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.interrupt import deferred_interrupts
-from stages.interface.provenance import Stopwatch, changed_params, commit, processor
+from stages.interface.provenance import (
+    Stopwatch,
+    changed_params,
+    commit,
+    processor,
+    save_provenance,
+)
 from stages.interface.work import fingerprint, work_folder
 
 
@@ -119,6 +126,17 @@ def test_the_stopwatch_adds_up_over_interruptions(
     assert second.seconds == 90
     assert "cores" in processor()
     assert re.fullmatch(r"[0-9a-f]{10}(\+changes)?", commit())
+
+
+def test_what_a_run_is_made_from_is_what_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever edits or commits for the next run while this one works changes nothing in it."""
+    monkeypatch.setattr("stages.interface.provenance.commit", lambda: "before")
+    watch = Stopwatch(tmp_path)
+    monkeypatch.setattr("stages.interface.provenance.commit", lambda: "after")
+    save_provenance(tmp_path / "provenance.json", watch.seconds, "cpu", watch.origin)
+    assert json.loads((tmp_path / "provenance.json").read_text())["commit"] == "before"
 
 
 def test_what_differs_from_the_committed_parameters_is_known(

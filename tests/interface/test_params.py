@@ -62,6 +62,7 @@ def edited(tmp_path: Path):
         ("n_way", 21, r"n_way = 21: glyphs has only 16 classes .* allowed: 2 to 16"),
         ("n_shot", 0, r"n_shot = 0: input should be greater than 0"),
         ("n_shot", 46, r"n_shot = 46, n_query = 15: .* needs 61 images .* glyphs has 60"),
+        ("meta_train.distill_procedural.procedural", False, r"inversion = none: allowed: one of"),
         ("method", "purer", r"method = 'purer': allowed: random, average"),
         ("adaptation", "ICFIL", r"adaptation = \'ICFIL\': allowed: auto, one_step.*"),
         ("budget", "papr", r'budget = \'papr\': allowed: quick.* \(did you mean "paper"'),
@@ -171,6 +172,14 @@ def test_a_pool_of_one_is_enough_for_others(edited) -> None:
         path = edited("method", method)
         path.write_text(path.read_text().replace("pool_size: auto", "pool_size: 1"))
         assert params.load(path).pretrain.pool_size == 1
+
+
+def test_pseudo_episodes_must_have_images_enough(edited) -> None:
+    path = edited("dataset", "none")
+    assert params.load(path).dataset == "none"
+    path.write_text(path.read_text().replace("n_query: 15 ", "n_query: 26 "))
+    with pytest.raises(BadInput, match=r"n_shot = 5, n_query = 26: .*images_per_class = 30"):
+        params.load(path)
 
 
 def test_both_data_sets_of_a_pair_must_be_large_enough(edited) -> None:

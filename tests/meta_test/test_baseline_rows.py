@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,14 +24,14 @@ from stages.common.seeds import generator
 from stages.data_based.command import DATA_USED
 from stages.interface import params
 from stages.interface.errors import BadInput
-from stages.interface.provenance import IMAGE_PRIOR, NO_DATA, save_provenance
+from stages.interface.provenance import IMAGE_PRIOR, NO_DATA, origin, save_provenance
 from stages.meta_test import evaluate, linear_probe, pool_features
 from stages.meta_test.cell import save_cell, save_episodes
 from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, fixed_tasks, right
 from stages.meta_test.evaluate import Row, Tasks
 from stages.meta_test.one_step import outputs
 from stages.meta_test.params import POOL_ROWS, MetaTest
-from stages.meta_test.similarity import similarity
+from stages.meta_test.similarity import check_pool_of, similarity
 from stages.meta_test.tuned_steps import candidates, choose
 from tests.conftest import ROOT, learner_info, random_state, teacher_info
 
@@ -392,8 +393,24 @@ def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
     )
     assert similarity(path, pool, [data], _exact(4))["own"] == 1.0
     assert similarity(path, pool, [data], _exact(8))["own"] < 1.0
-    with pytest.raises(BadInput, match=r"teacher-00.*: its class 'class0' is no meta-train class"):
-        similarity(path, pool, [_images("second", 0)], _exact(4))
+    # No real images of its classes, or one class, which is no one's neighbour: nothing to compare.
+    assert similarity(path, pool, [_images("second", 0)], _exact(4)) is None
+    lone = [_teacher(teacher_info(0, n_classes=1))]
+    images = {data.class_names[0]: data.images[0]}
+    assert similarity(_synthetic(path, lone, images), lone, [data], _exact(4)) is None
+
+
+def test_synthetic_images_of_another_pool_are_refused(tmp_path: Path) -> None:
+    pool = [_teacher(teacher_info(i)) for i in range(2)]
+    data = _images("tiny", 0)
+    images = dict(zip(data.class_names, data.images, strict=True))
+    path = _synthetic(tmp_path / "synthetic.safetensors", pool, images)
+    check_pool_of(path, pool)
+    check_pool_of(path, [*pool, _teacher(teacher_info(2))])  # a learner of the first two
+    with pytest.raises(BadInput, match=r"with 2 teachers, the pool has 1: .* of another pool"):
+        check_pool_of(path, pool[:1])
+    with pytest.raises(BadInput, match=r"its teacher 0 knows other classes than teacher-01"):
+        check_pool_of(path, pool[::-1])
 
 
 # --- snapshots and the cell's file --------------------------------------------------------------
@@ -439,9 +456,9 @@ def _save(
     changed: dict[str, object] | None = None,
 ) -> Path:
     """The cell's file, with what save_cell finds beside it."""
-    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", seed=0, **(pool or {}))
+    save_provenance(folder / "pool.provenance.json", 60.0, "cpu", origin(), seed=0, **(pool or {}))
     own = {"changed_params": changed} if changed else {}
-    save_provenance(folder / "evaluation" / "provenance.json", 30.0, "cpu", **own)
+    save_provenance(folder / "evaluation" / "provenance.json", 30.0, "cpu", origin() | own)
     path = folder / "reports" / "quick" / "seed-0" / f"{key}.json"
     content = {
         "selection": [{"iteration": 450, "one_step": 55.5}] if learner else [],
@@ -471,7 +488,13 @@ def test_a_saved_cell_is_what_aggregate_loads(
     monkeypatch.chdir(tmp_path)  # no repository: no parameter differs from its commit
     learner = tmp_path / "learner"
     save_provenance(
-        tmp_path / "learner.provenance.json", 120.0, "cpu", stage="meta_train", data_used=NO_DATA
+        tmp_path / "learner.provenance.json",
+        120.0,
+        "cpu",
+        origin(),
+        stage="meta_train",
+        data_used=NO_DATA,
+        start=None,
     )
     accuracy = torch.rand(450, generator=generator(0, "history")).double()
     history = {
@@ -529,12 +552,28 @@ def test_a_pools_cell_has_no_training(tmp_path: Path, rows: dict[str, Row]) -> N
     assert (cell.history.iteration, cell.iterations, cell.selection) == ([], 0, [])
 
 
+def test_a_cell_tells_of_the_learner_that_its_own_started_from(
+    tmp_path: Path, rows: dict[str, Row]
+) -> None:
+    first, second = tmp_path / "first.provenance.json", tmp_path / "second.provenance.json"
+    save_provenance(first, 60.0, "cpu", origin(), stage="meta_train", data_used=IMAGE_PRIOR)
+    start = json.loads(first.read_text()) | {"commit": "0123456789"}
+    own = {"stage": "meta_train", "data_used": NO_DATA, "start": start}
+    save_provenance(second, 120.0, "cpu", origin(), **own)
+    save_table(tmp_path / "second" / "history.parquet", pd.DataFrame({"iteration": [1]}))
+    cell = load_cell(_save(tmp_path, "ss-glyphs-3way-2shot-x", rows, tmp_path / "second"))
+    assert [run.stage for run in cell.provenance[1:3]] == ["meta_train", "meta_train"]
+    assert [run.minutes for run in cell.provenance] == [1.0, 1.0, 2.0, 0.5]
+    assert cell.provenance[1].commit == "0123456789"
+    assert cell.data_used == NO_DATA
+
+
 @pytest.mark.parametrize("used", [*DATA_USED.values(), IMAGE_PRIOR, NO_DATA])
 def test_a_cell_says_which_data_its_training_saw(
     used: str, tmp_path: Path, rows: dict[str, Row]
 ) -> None:
     beside = tmp_path / "learner.provenance.json"
-    save_provenance(beside, 1.0, "cpu", stage="meta_train", data_used=used)
+    save_provenance(beside, 1.0, "cpu", origin(), stage="meta_train", data_used=used)
     save_table(tmp_path / "learner" / "history.parquet", pd.DataFrame({"iteration": [1]}))
     cell = load_cell(_save(tmp_path, "ss-glyphs-3way-2shot-ei", rows, tmp_path / "learner"))
     assert cell.data_used == used

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from stages.common.files import save_json
+from stages.common.files import save_json, save_table
 from stages.common.learner import initial_theta, save_learner
 from stages.common.seeds import generator
 from stages.interface.provenance import provenance_of
@@ -71,6 +72,9 @@ def test_what_fits_is_refused_for_its_data_alone(
         found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
         assert f"{made.name}.provenance.json: no such file" in found
         save_json(provenance_of(made), {})
+    found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
+    assert "history.parquet: no such file" in found
+    save_table(learner / "history.parquet", pd.DataFrame({"iteration": [1]}))
     found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
     assert "no-data: no such file" in found
     mine = tiny_pool.parent / "out/mine.txt"

@@ -46,13 +46,13 @@ def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
     assert lent == [[0, 2], [1, 2], [1]]
     other = Teacher(replace(pool[0].info, dataset="another"), pool[0].net)
     assert lent_labels([*pool, other], 2) == [[0, 1], [1, 2], [0, 1]]
-    made = pseudo_classes([pool[0], same, same, same], "val", PARAMS, "cpu")
+    made = pseudo_classes([pool[0], same, same, same], "val", 2, PARAMS, "cpu")
     assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
     assert all(torch.unique(images).numel() > 2 for images in made.images)
 
 
 def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:
-    made = pseudo_classes(pool, "test", PARAMS, "cpu")
+    made = pseudo_classes(pool, "test", 2, PARAMS, "cpu")
     assert made.class_names == [
         "teacher 0: class0",
         "teacher 0: class1",
@@ -71,7 +71,7 @@ def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:
 
 def test_the_two_splits_share_classes_and_no_image(pool: list[Teacher]) -> None:
     val, test, again = (
-        pseudo_classes(pool, split, PARAMS, "cpu") for split in ("val", "test", "test")
+        pseudo_classes(pool, split, 2, PARAMS, "cpu") for split in ("val", "test", "test")
     )
     assert val.class_names == test.class_names
     for a, b, c in zip(val.images, test.images, again.images, strict=True):

@@ -140,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
         if number != signal.SIGKILL:
-            assert "the same command goes on from here" in stderr
+            assert "repeat the command to go on" in stderr
         assert not (tmp_path / "out").exists()
     process = _start(tmp_path, pool, pause=0)
     _, stderr = process.communicate(timeout=300)

@@ -566,6 +566,12 @@ def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
     assert "its n_outputs is 3, the manifest says 4" in found[1][0]
 
 
+def test_files_that_a_pool_does_not_read_are_named(tiny_pool: Path) -> None:
+    (tiny_pool / "teacher-99.safetensors").write_bytes(b"")
+    result = purer("pool", "check", tiny_pool)
+    assert "not in manifest.json, so never read: teacher-99.safetensors" in result.output
+
+
 @pytest.mark.usefixtures("trusted")
 def test_a_network_without_batch_norm_is_said_to_be_unchecked(tmp_path: Path) -> None:
     torch.manual_seed(0)
