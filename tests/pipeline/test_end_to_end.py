@@ -347,14 +347,22 @@ def test_two_processes_make_two_cells_at_once(project: Project) -> None:
 
 
 def test_a_second_clone_fetches_instead_of_computing(project: Project, tmp_path: Path) -> None:
+    """All of a cell whose lock is in git; of one that is not, all but the files that git keeps."""
     remote = tmp_path / "remote"
     project.run("dvc", "remote", "add", "-f", "-d", "--local", "shared", str(remote))
+    project.run("dvc", "exp", "run", "-S", "n_shot=1")
     project.run("dvc", "push", "-q", "--run-cache")
+    project.restore()
     project.run("git", "clone", "-q", str(project.root), str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone")
     clone.run("dvc", "remote", "add", "-d", "--local", "shared", str(remote))
     clone.run("dvc", "pull", "-q", "--run-cache", "--allow-missing")
     assert executed(clone.run("dvc", "repro")) == []
+    output = clone.run("dvc", "exp", "run", "--pull", "-S", "n_shot=1")
+    other = {f"meta_test@{POOL}-1shot-eci", f"meta_test_pool@{POOL}-1shot-pool"}
+    assert set(executed(output)) == {"check", "publish"} | other
+    assert json.loads((clone.root / "reports/metrics.json").read_text())["n_shot"] == 1
+    clone.restore()
     assert _bytes(clone.root / "reports/metrics.json") == _bytes(
         project.root / "reports/metrics.json"
     )
