@@ -12,9 +12,10 @@ repro: setup ## the experiment that params.yaml selects, and its table
 	@cat reports/selected/table.md
 	@echo "pictures: reports/selected/*.png   metrics: reports/metrics.json"
 
-# One thread a process: two processes of two threads each get in each other's way.
+# One thread a process: two processes of two threads each get in each other's way. The order of files
+# is that of tests/conftest.py, the longest first.
 test: setup lint types ## everything that CI checks
-	@OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@ruff check .

@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole experiments first: they take longest, and no process should end with them alone."""
+    items.sort(key=lambda item: "pipeline" not in item.path.parts)
+
+
 @pytest.fixture
 def double() -> Iterator[None]:
     """Float64 by default, for comparisons with exact truth."""
