@@ -57,7 +57,8 @@ class Conv4(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x)
             bn_inputs.append(x)
-            x = F.max_pool2d(F.relu(norm(x)), 2)
+            # The same as the ReLU before the maximum, on a quarter of the values.
+            x = F.relu(F.max_pool2d(norm(x), 2))
         features = x.flatten(1)
         return Output(self.head(features), features, bn_inputs)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stages.common.architectures import ARCHITECTURES, batch_moments, bn_layers, build
 from stages.common.seeds import generator
@@ -64,6 +65,27 @@ def test_weights_come_from_the_stream_and_leave_the_global_one_alone() -> None:
     other = build("conv4", 5, 32, generator=generator(0, "b"))
     assert torch.equal(one.head.weight, two.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_conv4_is_convolution_batch_norm_relu_and_pooling_in_any_equal_order() -> None:
+    """It pools before the ReLU; outputs and gradients are those of the usual order, to the bit."""
+    torch.manual_seed(0)
+    net = build("conv4", 5, 20).train()
+    for norm in net.norms:  # type: ignore[union-attr]
+        torch.nn.init.normal_(norm.weight)  # of both signs
+    x = torch.randn(8, 3, 20, 20, requires_grad=True)
+
+    def usual() -> torch.Tensor:
+        z = x
+        for conv, norm in zip(net.convs, net.norms, strict=True):  # type: ignore[arg-type]
+            z = F.max_pool2d(F.relu(norm(conv(z))), 2)
+        return z.flatten(1)
+
+    found, expected = net(x).features, usual()
+    assert torch.equal(found, expected)
+    wanted = [x, *(p for name, p in net.named_parameters() if not name.startswith("head"))]
+    gradients = [torch.autograd.grad(z.square().sum(), wanted) for z in (found, expected)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_too_small_an_image_is_refused() -> None:
