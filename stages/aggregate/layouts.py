@@ -135,7 +135,7 @@ PAPER = {
         Layout("table_5", "Table 5. SS, 10-way", _both("ss", 10, _BASELINES)),
         Layout(
             "table_6",
-            "Table 6. Against meta-learning with data, SS (MAML† as published; ours: all images)",
+            "Table 6. Against meta-learning with data, SS (the paper: MAML† alone)",
             (_cifar(_CEILINGS), _cifar(_CEILINGS, n_way=10)),
             remark="Others published, on all images of CIFAR-FS and to the end of training, 5-way:"
             " MAML (Conv4-32) about 58.9 / 71.5, prototypical networks (Conv4-64) about 55.5 / 72.0"

@@ -209,9 +209,7 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
         _grouped("Data that training used", shown, "data_used", "method"),
     ]
     if far := _far_from_published(shown):
-        notes.append(
-            Note("More than two intervals from the published value (why: docs/FINDINGS.md):", far)
-        )
+        notes.append(Note("More than two intervals of ours from the published value:", far))
     return tuple(notes)
 
 
@@ -248,5 +246,5 @@ def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:
             continue
         difference = result.accuracy - result.published
         if abs(difference) > 2 * result.ci95:
-            items.append(f"{part.label}, {part.place}: {_signed(difference)} ± {result.ci95:.2f}")
+            items.append(f"{part.label}, {part.place}: {_signed(difference)}")
     return tuple(items)

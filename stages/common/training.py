@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.dataset import View
-from stages.common.files import load_json, save_table, written_whole
+from stages.common.files import save_table, written_whole
 from stages.common.learner import LearnerInfo
 from stages.common.loop import Run, meta_train
 from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
@@ -31,15 +31,15 @@ def train_and_save(
     device: str,
     data_used: str,
     class_names: tuple[tuple[str, ...], ...] = (),
-    continued: Path | None = None,
+    continued: Any = None,
     also: Callable[[Path, Run], None] = lambda folder, run: None,
 ) -> float:
     """Start or resume the run, step it to its end, write `out` whole; minutes it took.
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
     `<out>.provenance.json`. `data_used`: in words, for the tables. `class_names`: of each teacher
-    that the learner learns from. `continued`: the learner that this one starts from, whose
-    provenance is part of this one's. `inputs` and `files` are all that decides the result: they
+    that the learner learns from. `continued`: the provenance of the learner that this one
+    starts from. `inputs` and `files` are all that decides the result: they
     name the folder of unfinished work, in which `start(folder)` may keep its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
@@ -77,6 +77,6 @@ def train_and_save(
             stage=stage,
             iterations=n_iterations,
             data_used=data_used,
-            start=load_json(provenance_of(continued)) if continued else None,
+            start=continued,
         )
         return watch.seconds / 60

@@ -25,7 +25,10 @@ SELECTION = frozenset(
 
 
 class Stopwatch:
-    """Seconds of work on a job, over all its interruptions: kept in the job's folder."""
+    """Seconds of work on a job, over all its interruptions: kept in the job's folder.
+
+    `origin`: of its last start. Where inputs or code differ, a job is another one (work.py).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.origin = origin()

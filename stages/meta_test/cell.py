@@ -112,10 +112,11 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _trained(learner: Path) -> list[dict[str, Any]]:
-    """The run that made it, after that of the learner which it started from, if it did."""
-    own = _provenance(learner)
-    before = own.pop("start", None)
-    return [own] if before is None else [before, own]
+    """The run that made it, after those of the learners that it started from, the first first."""
+    runs = [_provenance(learner)]
+    while before := runs[0].pop("start", None):
+        runs.insert(0, before)
+    return runs
 
 
 def _history(learner: Path | None) -> dict[str, Any]:

@@ -37,8 +37,9 @@ def pseudo_classes(
     n_classes = sum(map(len, lent))
     if n_classes < n_way:
         raise BadInput(
-            f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes (at most"
-            f" meta_test.pseudo.classes_per_teacher = {params.classes_per_teacher} of a teacher)"
+            f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes, at most"
+            f" meta_test.pseudo.classes_per_teacher = {params.classes_per_teacher} of a teacher;"
+            f" allowed: up to {n_classes}"
         )
     batches = [n_batches(len(labels) * params.images_per_class) for labels in lent]
     losses = teacher_losses(

@@ -67,8 +67,7 @@ def meta_train(
     from stages.meta_train.starts import taught_by
 
     device = resolve(given["device"])
-    if row.continues and start:
-        load_json(provenance_of(start))  # refused before hours of work
+    continued = load_json(provenance_of(start)) if row.continues and start else None
     teachers = load_pool(pool, device)
     own = given["meta_train.{method}"]
     taught = taught_by(teachers, getattr(own, "n_teachers", "all"))
@@ -110,7 +109,7 @@ def meta_train(
         device=device,
         data_used=row.data_used(own),
         class_names=tuple(teacher.info.class_names for teacher in taught),
-        continued=setting.start,
+        continued=continued,
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )
     typer.echo(f"{out}: {n_iterations} iterations of {method} in {minutes:.1f} minutes")

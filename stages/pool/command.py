@@ -105,6 +105,7 @@ def show(pool: POOL) -> None:
 @refuses_bad_input
 def check(pool: POOL) -> None:
     """Look for what is wrong with a pool's teachers; exit code 2 if something is."""
+    from stages.common.files import NOBODYS
     from stages.common.pool import MANIFEST, load_manifest
     from stages.pool.checking import check_pool
 
@@ -123,7 +124,7 @@ def check(pool: POOL) -> None:
         typer.echo(f"{info.file}: {said}")
         if found:
             wrong.append(info.file)
-    listed = {MANIFEST, *(info.file for info in infos)}
+    listed = {MANIFEST, *NOBODYS, *(info.file for info in infos)}
     if others := sorted({entry.name for entry in pool.iterdir()} - listed):
         typer.echo(f"not in {MANIFEST}, so never read: {', '.join(others)}")
     if wrong:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,11 @@ def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:
     (far,) = [note for note in sheet.notes if note.text.startswith("More than two")]
     (purer,) = [item for item in far.items if item.startswith("PURER")]
     assert purer.startswith("PURER (ECI + ICFIL), CIFAR-FS, 5-way, 5-shot: −")
+    (own,) = [r for r in sheet.results if (r.method, r.adaptation) == ("eci", "icfil")]
+    for ci95, is_far in ((0.45, True), (0.55, False)):  # one point from the published 51.95 ± 0.79
+        result = replace(own, accuracy=52.95, ci95=ci95)
+        notes = fill(PAPER["table_1"], [result], cells).notes
+        assert any(note.text.startswith("More than two") for note in notes) == is_far
 
 
 def test_every_row_has_what_the_papers_leave_out(tmp_path: Path) -> None:

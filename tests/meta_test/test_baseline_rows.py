@@ -556,16 +556,19 @@ def test_a_cell_tells_of_the_learner_that_its_own_started_from(
     tmp_path: Path, rows: dict[str, Row]
 ) -> None:
     first, second = tmp_path / "first.provenance.json", tmp_path / "second.provenance.json"
-    save_provenance(first, 60.0, "cpu", origin(), stage="meta_train", data_used=IMAGE_PRIOR)
+    begun, used = origin(), {"stage": "meta_train", "data_used": IMAGE_PRIOR}
+    save_provenance(first, 60.0, "cpu", begun, start=None, **used)
     start = json.loads(first.read_text()) | {"commit": "0123456789"}
     own = {"stage": "meta_train", "data_used": NO_DATA, "start": start}
     save_provenance(second, 120.0, "cpu", origin(), **own)
     save_table(tmp_path / "second" / "history.parquet", pd.DataFrame({"iteration": [1]}))
-    cell = load_cell(_save(tmp_path, "ss-glyphs-3way-2shot-x", rows, tmp_path / "second"))
+    path = _save(tmp_path, "ss-glyphs-3way-2shot-x", rows, tmp_path / "second")
+    cell = load_cell(path)
     assert [run.stage for run in cell.provenance[1:3]] == ["meta_train", "meta_train"]
     assert [run.minutes for run in cell.provenance] == [1.0, 1.0, 2.0, 0.5]
     assert cell.provenance[1].commit == "0123456789"
     assert cell.data_used == NO_DATA
+    assert all("start" not in run for run in json.loads(path.read_text())["provenance"])
 
 
 @pytest.mark.parametrize("used", [*DATA_USED.values(), IMAGE_PRIOR, NO_DATA])

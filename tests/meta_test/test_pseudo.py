@@ -10,6 +10,7 @@ import torch
 
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
+from stages.interface.errors import BadInput
 from stages.meta_test.episodes import fixed_tasks
 from stages.meta_test.params import Pseudo
 from stages.meta_test.pseudo import lent_labels, pseudo_classes
@@ -49,6 +50,11 @@ def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
     made = pseudo_classes([pool[0], same, same, same], "val", 2, PARAMS, "cpu")
     assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
     assert all(torch.unique(images).numel() > 2 for images in made.images)
+
+
+def test_too_few_classes_are_refused_before_anything_is_inverted(pool: list[Teacher]) -> None:
+    with pytest.raises(BadInput, match=r"n_way = 7: the pool lends only 4 classes .*: up to 4"):
+        pseudo_classes(pool, "val", 7, PARAMS, "cpu")
 
 
 def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:

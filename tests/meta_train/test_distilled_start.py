@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from stages.common.files import load_json, save_json
 from stages.common.learner import Learner, save_learner
 from stages.common.params import Scenario
 from stages.common.pool import Teacher, load_pool
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.interface.params import load
+from stages.interface.provenance import provenance_of
+from stages.meta_train.command import app
 from stages.meta_train.episode_inversion import EpisodeInversionRun
 from stages.meta_train.methods import METHODS, Setting
 from stages.meta_train.params import MetaTrainBudget
@@ -84,6 +89,28 @@ def test_a_start_that_is_none_is_refused(start: Path, pool: list[Teacher], tmp_p
         distilled(pool, setting(pool, tmp_path / "nowhere"))
     with pytest.raises(BadInput, match=r"a conv4 for 16 pixels .* a distilled conv4_64 for 16"):
         distilled(pool, setting(pool, start, architecture="conv4_64"))
+
+
+def test_the_learner_tells_of_the_run_that_it_started_from(
+    start: Path, tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yaml = YAML()
+    document = yaml.load(ROOT / "params.yaml")
+    document.update(n_query=2, device="cpu")
+    document["budgets"]["quick"]["meta_train"].update(n_iterations=1, curriculum_start=0)
+    document["budgets"]["quick"]["meta_train"].update(n_snapshots=1)
+    yaml.dump(document, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    task = ("--scenario", "ss", "--n-way", "3", "--n-shot", "1", "--budget", "quick")
+    given = ("--pool", str(tiny_pool), "--start", str(start), "--out", "out")
+    command = ("--method", "eci_distilled", *task, *given)
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, Path("out").exists()) == (2, False)
+    assert "start.provenance.json: no such file" in refused.output
+    save_json(provenance_of(start), {"commit": "before"})
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert load_json(Path("out.provenance.json"))["start"] == {"commit": "before"}
 
 
 def test_only_methods_that_continue_another_have_a_start() -> None:
