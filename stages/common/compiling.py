@@ -15,7 +15,7 @@ from rich.console import Console
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WORTH_IT = 800  # calls of a compiled function from which its compilation pays for itself
+WORTH_IT = 1000  # calls of a compiled function from which its compilation pays for itself
 
 
 def compiler(wish: str, n_calls: int, device: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
