@@ -44,7 +44,9 @@ def selected_iteration(cell: Path, folder: Path) -> int:
         runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    if load_json(provenance_of(folder.absolute())) not in runs:
+    own = load_json(provenance_of(folder.absolute()))
+    own.pop("start", None)  # a cell lists the run that it started from by itself
+    if own not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
 

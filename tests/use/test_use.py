@@ -99,10 +99,10 @@ def test_the_exported_file_has_all_that_its_use_needs(learner: Path, tmp_path: P
 def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Path) -> None:
     cell, out = tmp_path / "cell.json", tmp_path / "out.safetensors"
     rows = {"nearest_class_mean": {"snapshot": 3}, "one_step": {"snapshot": 7}}
-    save_json(
-        cell,
-        {"rows": rows, "provenance": [{}, load_json(learner.with_name("learner.provenance.json"))]},
-    )
+    beside = learner.with_name("learner.provenance.json")
+    own, start = load_json(beside), {"commit": "before"}
+    save_json(beside, own | {"start": start})  # of a learner that started from another
+    save_json(cell, {"rows": rows, "provenance": [{}, start, own]})
     assert "after 3 iterations" in purer("export", learner, "--out", out, "--cell", cell).output
     both = purer("export", learner, "--out", out, "--cell", cell, "--iteration", 3)
     assert (both.exit_code, "allowed: one of them" in both.output) == (2, True)
