@@ -73,6 +73,14 @@ class Metric(Section):
     between: NonNegativeFloat
 
 
+class Variation(Section):
+    """Inverted images changed for their labels alone (stages/meta_train/variation.py)."""
+
+    batch_size: NonNegativeInt  # besides a batch of the bank; 0: none
+    crop: Annotated[float, Field(gt=0, le=1)]  # lowest side, of the image's
+    colour: NonNegativeFloat  # largest change of contrast and brightness, normalised pixels
+
+
 class Distillation(Section):
     """What distill and its ablations share (METHODS 5)."""
 
@@ -83,6 +91,7 @@ class Distillation(Section):
     weight_decay: NonNegativeFloat
     batch_size: Annotated[int, Field(ge=2)]
     max_roll: NonNegativeInt
+    variation: Variation
     precision: Precision
     compile: Literal["auto", "never", "always"]
     mirror: bool
