@@ -82,8 +82,7 @@ class DistillRun:
         )
         self._student = self._drawn_student()
         self._class_of = class_numbers(pool).to(setting.device)
-        learned = (self._bank.labels >= 0) & (own.weights.labels > 0)
-        self._labelled = learned.nonzero()[:, 0]  # inverted images of the bank
+        self._labelled = (self._bank.labels >= 0).nonzero()[:, 0]  # the bank's inverted images
         trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
         self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
 
@@ -127,10 +126,12 @@ class DistillRun:
     def _varied_labels(self, t: int) -> Tensor:
         """The label term of a batch of varied inverted images; 0 without such.
 
-        They pass through the student by themselves: BatchNorm normalises them apart.
+        They pass through the student by themselves: BatchNorm normalises them apart, but its
+        running statistics are of both passes, nearly half and half. Both matter: with one pass for
+        all, or without their share of the statistics, half of the gain is lost or more (FINDINGS).
         """
-        n = self._shared.variation.batch_size if len(self._labelled) else 0
-        if n == 0:
+        n = self._shared.variation.batch_size
+        if not (n and len(self._labelled) and self._own.weights.labels):
             return torch.zeros((), device=self._setting.device)
         stream = self._stream("variation", t)
         drawn = self._labelled[torch.randint(len(self._labelled), (n,), generator=stream)]

@@ -1,12 +1,13 @@
 """What a student of all teachers together minimises (METHODS 5).
 
-Per image x of the bank, with the student's outputs for all k classes side by side:
+Per image x of a batch of the bank, and x' of another of inverted images alone, with the student's
+outputs for all k classes side by side:
 
     L = w_kl * mean_i T^2 KL( softmax(f_i(x) / T) || softmax(s_i(x) / T) )     i: teachers
       + w_ratios * (1 - cos(r(f(x)), r(s(x))))                  r: log-ratios of all k outputs
       + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
       + w_labels * -log softmax(s(x))[y]         of images inverted for class y only
-      + w_labels * -log softmax(s(x'))[y]        x': such an image varied (variation.py)
+      + w_labels * -log softmax(s(x'))[y]        x': such images varied (variation.py)
 
 The second asks for what is read of the student (stages/common/distilled.py), where the first, for
 each teacher by itself, asks for its answers. The last two know what no teacher does: how to tell

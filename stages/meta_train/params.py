@@ -76,9 +76,9 @@ class Metric(Section):
 class Variation(Section):
     """Inverted images changed for their labels alone (stages/meta_train/variation.py)."""
 
-    batch_size: NonNegativeInt  # besides a batch of the bank; 0: none
+    batch_size: Literal[0] | Annotated[int, Field(ge=2)]  # besides one of the bank; 0: none
     crop: Annotated[float, Field(gt=0, le=1)]  # lowest side, of the image's
-    colour: NonNegativeFloat  # largest change of contrast and brightness, normalised pixels
+    colour: Annotated[float, Field(ge=0, le=0.5)]  # more would turn some images to negatives
 
 
 class Distillation(Section):

@@ -1,8 +1,7 @@
-"""Inverted images changed so that only their class stays: what a student's labels are learned on.
+"""Inverted images changed so that their class stays: what a student's labels are learned on too.
 
-A teacher's images share its style. Crops and colours of their own make it harder to tell by style
-whose class an image is, the only thing that the labels of all teachers together could be read from
-besides what is shown.
+A teacher's images share its style, by which one can tell whose class an image is without a look at
+what it shows. Crops and colours of their own are meant to make that harder.
 
 Shapes: n images of side s, normalised pixels.
 """

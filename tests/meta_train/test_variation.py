@@ -23,8 +23,8 @@ def made(x: torch.Tensor, crop: float, colour: float, seed: int = 0) -> torch.Te
 def test_without_crop_and_colour_an_image_stays_or_is_mirrored() -> None:
     x = torch.randn(40, 3, 16, 16, generator=generator(0, "x"))
     found = made(x, crop=1.0, colour=0.0)
-    stays = (found - x).abs().amax((1, 2, 3)) < 1e-5
-    mirrored = (found - x.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    stays = (found - x).abs().amax((1, 2, 3)) < 1e-4
+    mirrored = (found - x.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert (stays ^ mirrored).all()
     assert stays.any()
     assert mirrored.any()
@@ -43,9 +43,14 @@ def test_a_crop_is_a_part_of_the_image_enlarged() -> None:
     assert 0.5 <= side.min() < 0.55
     assert 0.95 < side.max() <= 1.0
     assert 0.35 < float((slope < 0).float().mean()) < 0.65
-    first = inner[:, 1, 0, 0] - 1.5 / 32 * side  # upper edge of the crop
-    assert torch.all(first >= -1e-4)
-    assert torch.all(first + side <= 1 + 1e-4)
+    upper = inner[:, 1, 0, 0] - 1.5 / 32 * side  # edges of the crop
+    left = inner[:, 0, 0].amin(1) - 1.5 / 32 * side
+    small = side < 0.9
+    for edge in (upper, left):
+        place = edge[small] / (1 - side[small])  # anywhere that there is room, 0 to 1
+        assert -0.01 < place.min() < 0.1
+        assert 0.9 < place.max() < 1.01
+    assert (upper - left).abs()[small].max() > 0.1
     assert torch.equal(found[:, 2], torch.zeros(200, 32, 32))
     for i in range(1, 3):
         assert not torch.allclose(found[i], found[0])  # each image by itself
@@ -64,22 +69,54 @@ def test_colours_change_within_their_bounds() -> None:
 
 
 def test_the_student_is_asked_for_the_classes_of_varied_inverted_images(
-    tiny_pool: Path, tmp_path: Path
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = load_pool(tiny_pool)
     student = run(pool, tmp_path / "work")
-    assert (student._bank.labels[student._labelled] >= 0).all()
-    assert len(student._labelled) == 9 * len(pool)
-    first, again, other = (student._varied_labels(t).item() for t in (3, 3, 4))
-    assert first == again != other
-    assert student.step(0)["varied_labels"] > 0
-    # A gradient step against it alone lowers it.
-    student._student.zero_grad()
-    student._varied_labels(3).backward()
-    with torch.no_grad():
-        for p in student._student.body.parameters():
-            p -= 0.01 * p.grad
-    assert student._varied_labels(3).item() < first
+    inverted = {
+        tuple(image.flatten().tolist()): first + int(label)
+        for first, part in zip((0, 3, 6), student._inverted, strict=True)
+        for image, label in zip(*part, strict=True)
+    }
+    assert len(inverted) == 27
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def remembered(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        asked.append((x, varied(x, *rest)))  # type: ignore[arg-type]
+        return asked[-1][1]
+
+    def judged(logits: torch.Tensor, labels: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        images = pool[0].info.normalisation.invert(asked[-1][0])
+        assert labels.tolist() == [inverted[tuple(x.flatten().tolist())] for x in images]
+        shown = student._student.body(asked[-1][1].contiguous()).logits
+        assert torch.allclose(logits, shown, atol=1e-5)  # of the varied images
+        return label_loss(logits, labels, *rest)
+
+    monkeypatch.setattr("stages.meta_train.distill.varied", remembered)
+    monkeypatch.setattr("stages.meta_train.distill.label_loss", judged)
+    found = [student._varied_labels(t).item() for t in (3, 3, 4)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_term_of_varied_images_is_part_of_the_loss(tiny_pool: Path, tmp_path: Path) -> None:
+    student = run(load_pool(tiny_pool), tmp_path / "work")
+    weights = student._own.weights
+    found = student.step(0)
+    assert found["varied_labels"] > 0
+    assert found["loss"] == pytest.approx(
+        weights.kl * found["kl"]
+        + weights.ratios * found["ratios"]
+        + weights.features * found["features"]
+        + weights.labels * (found["labels"] + found["varied_labels"]),
+        rel=1e-5,
+    )
+
+
+def test_both_passes_are_in_the_running_statistics(tiny_pool: Path, tmp_path: Path) -> None:
+    """A third of the gain, or more: FINDINGS."""
+    student = run(load_pool(tiny_pool), tmp_path / "work")
+    student.step(0)
+    assert int(student._student.body.norms[0].num_batches_tracked) == 2
 
 
 def test_without_labels_or_inverted_images_nothing_is_varied(
@@ -89,6 +126,11 @@ def test_without_labels_or_inverted_images_nothing_is_varied(
     for method in ("distill_no_labels", "distill_procedural"):
         student = run(pool, tmp_path / method, method)
         assert student.step(0)["varied_labels"] == 0
+    student = run(pool, tmp_path / "none")
+    student._shared = student._shared.model_copy(
+        update={"variation": Variation(batch_size=0, crop=0.6, colour=0.3)}
+    )
+    assert student.step(0)["varied_labels"] == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
