@@ -2,8 +2,7 @@
 
 1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
 2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
-3. the student learns what they say, and the inverted images' classes
-                                                      (distillation_loss.py, variation.py)
+3. the student learns what they say                                   (distillation_loss.py)
 4. its readout weighs what tells classes apart                           (readout_metric.py)
 """
 
@@ -23,22 +22,15 @@ from stages.common.meta_learners import adam_state, load_adam_state
 from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
 from stages.meta_train.bank import BATCH, output_numbers
-from stages.meta_train.distillation_loss import (
-    Terms,
-    class_numbers,
-    distillation_terms,
-    label_loss,
-)
+from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
 from stages.meta_train.preparation import filled_bank, inverted_images, stream
 from stages.meta_train.readout_metric import readout_metric
-from stages.meta_train.variation import varied
 
 SHOWN = 20  # inverted images of a class that are kept with the learner
 WEIGHING = 100  # of a class that make the metric: with 20 it was 0.2 / 0.4 points worse
 DIRECTIONS = 128  # that the readout's metric changes: with all 577 it was the same to 0.02 points
-TERMS = (*Terms._fields, "varied_labels")
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 
 
@@ -82,7 +74,6 @@ class DistillRun:
         )
         self._student = self._drawn_student()
         self._class_of = class_numbers(pool).to(setting.device)
-        self._labelled = (self._bank.labels >= 0).nonzero()[:, 0]  # the bank's inverted images
         trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
         self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
 
@@ -97,12 +88,11 @@ class DistillRun:
         x = self._moved(self._setting.view.of(bank.images[drawn].to(self._setting.device)), t)
         known = (tensor[drawn].to(x.device) for tensor in bank[1:])
         terms = self._terms(x, *known)
-        varied_labels = self._varied_labels(t)
         loss = (
             weights.kl * terms.kl
             + weights.ratios * terms.ratios
             + weights.features * terms.features
-            + weights.labels * (terms.labels + varied_labels)
+            + weights.labels * terms.labels
         )
         self._optimizer.param_groups[0]["lr"] = learning_rate(
             t, self._budget.n_iterations, shared.lr
@@ -110,8 +100,8 @@ class DistillRun:
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        values = torch.stack([term.detach() for term in (loss, *terms, varied_labels)]).tolist()
-        return dict(zip(("loss", *TERMS), values, strict=True))
+        values = torch.stack([term.detach() for term in (loss, *terms)]).tolist()
+        return dict(zip(("loss", *Terms._fields), values, strict=True))
 
     def _moved(self, x: Tensor, t: int) -> Tensor:
         """Images mirrored or not, and rolled by a pixel or two: what the teachers say stays.
@@ -122,24 +112,6 @@ class DistillRun:
         mirrored = torch.rand(len(x), 1, 1, 1, generator=stream).to(x.device) < 0.5
         roll = torch.randint(-reach, reach + 1, (2,), generator=stream).tolist()
         return channels_last(torch.where(mirrored, x.flip(3), x).roll(roll, (2, 3)))
-
-    def _varied_labels(self, t: int) -> Tensor:
-        """The label term of a batch of varied inverted images; 0 without such.
-
-        They pass through the student by themselves: BatchNorm normalises them apart, but its
-        running statistics are of both passes, nearly half and half. Both matter: with one pass for
-        all, or without their share of the statistics, half of the gain is lost or more (FINDINGS).
-        """
-        n = self._shared.variation.batch_size
-        if not (n and len(self._labelled) and self._own.weights.labels):
-            return torch.zeros((), device=self._setting.device)
-        stream = self._stream("variation", t)
-        drawn = self._labelled[torch.randint(len(self._labelled), (n,), generator=stream)]
-        x = self._setting.view.of(self._bank.images[drawn].to(self._setting.device))
-        seen = channels_last(varied(x, self._shared.variation, stream))
-        with at(self._shared.precision, x.device.type):
-            logits = self._student.body(seen).logits
-        return label_loss(logits.float(), self._bank.labels[drawn].to(x.device), self._class_of)
 
     def _terms(self, x: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Terms:
         with at(self._shared.precision, x.device.type):
@@ -169,7 +141,7 @@ class DistillRun:
     # --- what is kept -------------------------------------------------------------------------
 
     def progress(self, records: Records) -> dict[str, float | str]:
-        return {name: recent(records, name) for name in TERMS}
+        return {name: recent(records, name) for name in Terms._fields}
 
     def snapshot(self) -> dict[str, Tensor]:
         state = {name: t.detach().clone() for name, t in self._student.state_dict().items()}

@@ -1,17 +1,15 @@
 """What a student of all teachers together minimises (METHODS 5).
 
-Per image x of a batch of the bank, and x' of another of inverted images alone, with the student's
-outputs for all k classes side by side:
+Per image x of the bank, with the student's outputs for all k classes side by side:
 
     L = w_kl * mean_i T^2 KL( softmax(f_i(x) / T) || softmax(s_i(x) / T) )     i: teachers
       + w_ratios * (1 - cos(r(f(x)), r(s(x))))                  r: log-ratios of all k outputs
       + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
-      + w_labels * -log softmax(s(x))[y]         of images inverted for class y only
-      + w_labels * -log softmax(s(x'))[y]        x': such images varied (variation.py)
+      + w_labels * -log softmax(s(x))[y]                        of images inverted for class y only
 
 The second asks for what is read of the student (stages/common/distilled.py), where the first, for
-each teacher by itself, asks for its answers. The last two know what no teacher does: how to tell
-its classes from another teacher's.
+each teacher by itself, asks for its answers. The last knows what no teacher does: how to tell its
+classes from another teacher's.
 """
 
 from __future__ import annotations
@@ -65,22 +63,14 @@ def distillation_terms(
     ).mean()
     ratios = 1 - F.cosine_similarity(log_ratios(logits, heads), log_ratios(teacher_logits, heads))
     features = (projected - teacher_features).square().mean()
-    ce = label_loss(logits, labels, class_of)
-    return Terms(kl * temperature**2, ratios.mean(), features, ce)
-
-
-def label_loss(logits: Tensor, labels: Tensor, class_of: Tensor) -> Tensor:
-    """Cross-entropy over the classes of all teachers, mean over images that have a label; else 0.
-
-    logits (n, k), labels (n,) and `class_of` (k,) as in `distillation_terms`.
-    """
     # Static shapes: every image has a row, those without a label weigh nothing.
     known = labels >= 0
     target = class_of[labels.clamp(min=0)][:, None] == class_of
     stands = class_of >= 0
     everything = logits.masked_fill(~stands, -math.inf).logsumexp(1)
     right = logits.masked_fill(~target, -math.inf).logsumexp(1) - everything
-    return -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
+    ce = -torch.where(known, right, torch.zeros_like(right)).sum() / known.sum().clamp(min=1)
+    return Terms(kl * temperature**2, ratios.mean(), features, ce)
 
 
 def class_numbers(pool: Sequence[Teacher]) -> Tensor:

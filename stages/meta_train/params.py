@@ -73,14 +73,6 @@ class Metric(Section):
     between: NonNegativeFloat
 
 
-class Variation(Section):
-    """Inverted images changed for their labels alone (stages/meta_train/variation.py)."""
-
-    batch_size: Literal[0] | Annotated[int, Field(ge=2)]  # besides one of the bank; 0: none
-    crop: Annotated[float, Field(gt=0, le=1)]  # lowest side, of the image's
-    colour: Annotated[float, Field(ge=0, le=0.5)]  # more would turn some images to negatives
-
-
 class Distillation(Section):
     """What distill and its ablations share (METHODS 5)."""
 
@@ -91,7 +83,6 @@ class Distillation(Section):
     weight_decay: NonNegativeFloat
     batch_size: Annotated[int, Field(ge=2)]
     max_roll: NonNegativeInt
-    variation: Variation
     precision: Precision
     compile: Literal["auto", "never", "always"]
     mirror: bool

@@ -22,7 +22,7 @@ from stages.meta_train.bank import Mixtures, PrincipalComponents, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
-from stages.meta_train.params import Distill, DistillationBudget, DistillWeights, Variation
+from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
 from stages.meta_train.readout_metric import readout_metric
 from tests.conftest import ROOT, random_state, teacher_info
 
@@ -75,7 +75,6 @@ def run(
             "n_components": 8,
             "precision": "float32",
             "inversion": inversion,
-            "variation": Variation(batch_size=16, crop=0.6, colour=0.3),
         }
     )
     folder.mkdir(exist_ok=True)
