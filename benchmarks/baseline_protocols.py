@@ -18,24 +18,27 @@ from stages.meta_test.adaptations import ADAPTATIONS
 from stages.meta_test.episodes import fixed_tasks, right
 from stages.meta_test.evaluate import Tasks, load_snapshots
 
-N_EPISODES, N_WAY, N_SHOT, N_QUERY = 100, 5, 5, 15
+N_EPISODES, N_SHOT = 100, 5
 PROTOCOLS = [(1, 0.01), (10, 0.01), (1, 0.1), (10, 0.1)]  # steps, rate
 MODES = ("transductive", "inductive")
 
 
 def main(data_file: Path, folders: list[Path]) -> None:
-    given = params.load().meta_test
+    """The learners of `folders` have one number of ways, the first's."""
+    given = params.load()
     data = load_split(data_file, "val")
-    tasks = Tasks([data], fixed_tasks([data], "val", N_EPISODES, N_WAY, N_SHOT, N_QUERY))
+    models = [load_snapshots(folder, "cpu")[-1] for folder in folders]
+    n_way = models[0].info.n_way
+    tasks = Tasks([data], fixed_tasks([data], "val", N_EPISODES, n_way, N_SHOT, given.n_query))
     names = [folder.name.rpartition("-")[2] for folder in folders]
-    print(f"{data.dataset}, {N_WAY}-way {N_SHOT}-shot, {N_EPISODES} meta-val episodes\n")
+    print(f"{data.dataset}, {n_way}-way {N_SHOT}-shot, {N_EPISODES} meta-val episodes\n")
     print(f"| steps | rate | BatchNorm | {' | '.join(names)} |")
     print(f"| ---: | ---: | --- |{' ---: |' * len(names)}")
-    models = [load_snapshots(folder, "cpu")[-1] for folder in folders]
     for mode in MODES:
         for steps, rate in PROTOCOLS:
-            step = given.one_step.model_copy(update={"inner_steps": steps, "inner_lr": rate})
-            protocol = given.model_copy(update={"one_step": step, "batch_norm": mode})
+            one_step = {"inner_steps": steps, "inner_lr": rate}
+            step = given.meta_test.one_step.model_copy(update=one_step)
+            protocol = given.meta_test.model_copy(update={"one_step": step, "batch_norm": mode})
             words = []
             for model in models:
                 found = ADAPTATIONS["one_step"].predict(
