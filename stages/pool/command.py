@@ -55,7 +55,8 @@ def import_teacher(
     ] = "{}",
 ) -> None:
     """Add a classifier to a pool, making the pool if there is none."""
-    from stages.pool.importing import add_teacher, read_state
+    from stages.pool.importing import add_teacher
+    from stages.pool.state_dicts import read_state
 
     mean, std = _normalisation(normalisation)
     info = add_teacher(
@@ -96,7 +97,7 @@ def show(pool: POOL) -> None:
             _words(info.normalisation),
             "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
         )
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)  # names as they are
     unlike = {known for info in infos for known in info.classes}
     typer.echo(f"{len(infos)} teachers, {len(unlike)} classes")
 

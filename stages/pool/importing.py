@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
+import fcntl
+import itertools
+import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.common.files import load_tensors, open_tensors
+from stages.common.files import load_tensors
 from stages.common.networks import build_network, own_module
 from stages.common.pool import (
     MANIFEST,
@@ -23,57 +28,7 @@ from stages.common.pool import (
 )
 from stages.interface.errors import BadInput
 from stages.interface.provenance import origin, provenance_of, save_provenance
-
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
-PREFIX = "module."  # of a network that was trained by DataParallel
-# Heads that GoogLeNet and Inception have for their training only; their networks are made without.
-AUXILIARY = {
-    "torchvision/googlenet": ("aux1.", "aux2."),
-    "torchvision/inception_v3": ("AuxLogits.",),
-}
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pt or .pth read with weights_only=True.
-
-    Raises BadInput for a file that is missing, not whole, or holds anything but tensors.
-    """
-    if path.suffix == ".safetensors":
-        with open_tensors(path) as file:
-            return _plain({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(
-            f"{path}: holds code, not tensors alone, or is no checkpoint; it is not run"
-            f" ({_first_line(error)}). Allowed: torch.save(net.state_dict(), ...)"
-        ) from None
-    except Exception as error:  # whatever torch makes of a broken file
-        raise BadInput(f"{path}: not a whole checkpoint: {_first_line(error)}") from None
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise BadInput(f"{path}: holds a {type(content).__name__}: allowed: a state dict")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise BadInput(
-                f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
-            )
-    return _plain(dict(content))
-
-
-def _first_line(error: Exception) -> str:
-    """Of its message; its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith(PREFIX) for name in state):
-        state = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-    return state
+from stages.pool.state_dicts import first_line, named_as_in
 
 
 def add_teacher(
@@ -103,13 +58,53 @@ def add_teacher(
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
     start = time.monotonic()
-    folder = Path(folder)
-    known = load_manifest(folder) if (folder / MANIFEST).exists() else []
-    if folder.exists() and not known and any(folder.iterdir()):
-        raise BadInput(f"{folder}: a folder with other files: allowed: a pool, or a new folder")
+    folder, outputs = Path(folder), n_outputs or len(class_names)
+    _check_description(class_names, outputs, image_size, mean, std, source)
+    kept_arguments = _as_json(arguments or {}, source)
+    try:
+        made = build_network(architecture, outputs, image_size, kept_arguments)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    state = net.state_dict() if isinstance(net, nn.Module) else net
+    state = named_as_in(own_module(made), state, architecture, source)
+    load_into(own_module(made), state, Path(source))
+    _try_out(made, image_size, outputs, source)
+    info = TeacherInfo(
+        file="",  # both known
+        architecture=architecture,
+        n_outputs=outputs,
+        dataset=dataset,
+        class_ids=(),  # in the pool
+        class_names=tuple(class_names),
+        image_size=int(image_size),
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(std[0]), float(std[1]), float(std[2])),
+        val_accuracy=None,
+        epoch=None,
+        n_parameters=sum(p.numel() for p in made.parameters()),
+        arguments=kept_arguments,
+    )
+    with _alone(folder):
+        return _joined(folder, info, state, source, start)
+
+
+def _check_description(
+    class_names: Sequence[str],
+    outputs: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    source: str,
+) -> None:
+    """Raise BadInput unless these can be what a manifest says of a teacher."""
+    for name in class_names:
+        if not isinstance(name, str):
+            raise BadInput(
+                f"{source}: class {name!r} is a {type(name).__name__}: allowed: text, a name that"
+                " no other class of its data set has"
+            )
     if len(set(class_names)) != len(class_names) or len(class_names) < 2:
         raise BadInput(f"{source}: classes {', '.join(class_names)}: allowed: two or more, unlike")
-    outputs = n_outputs or len(class_names)
     if outputs < len(class_names):
         raise BadInput(f"{source}: {len(class_names)} classes for {outputs} outputs")
     if image_size < 1 or not all(s > 0 for s in std) or not len(mean) == len(std) == 3:
@@ -117,37 +112,53 @@ def add_teacher(
             f"{source}: image_size = {image_size}, mean = {tuple(mean)}, std = {tuple(std)}:"
             " allowed: a positive size, three means and three positive deviations"
         )
-    # Cloned: tied weights share memory, which safetensors refuses.
-    state = net.state_dict() if isinstance(net, nn.Module) else net
-    extra = AUXILIARY.get(architecture, ())
-    state = {n: t.detach().cpu().clone() for n, t in state.items() if not n.startswith(extra)}
+
+
+def _as_json(arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """As the manifest will have them, so that what is tried out is what is made again."""
     try:
-        made = build_network(architecture, outputs, image_size, arguments)
-    except BadInput as error:
-        raise BadInput(f"{source}: {error}") from None
-    load_into(own_module(made), state, Path(source))
-    _try_out(made, image_size, outputs, source)
-    for info in known:
-        own = (info.architecture, info.dataset, info.class_names)
-        if own == (architecture, dataset, tuple(class_names)) and _holds(folder / info.file, state):
-            raise BadInput(f"{source}: the same network is there already: {folder / info.file}")
-    taken = {info.file for info in known}
-    index = next(i for i in range(len(known) + 1) if f"teacher-{i:02d}.safetensors" not in taken)
-    first_id = max((i for info in known for i in info.class_ids), default=-1) + 1
-    info = TeacherInfo(
-        file=f"teacher-{index:02d}.safetensors",
-        architecture=architecture,
-        n_outputs=outputs,
-        dataset=dataset,
-        class_ids=tuple(range(first_id, first_id + len(class_names))),
-        class_names=tuple(class_names),
-        image_size=image_size,
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=(float(std[0]), float(std[1]), float(std[2])),
-        val_accuracy=None,
-        epoch=None,
-        n_parameters=sum(p.numel() for p in made.parameters()),
-        arguments=dict(arguments or {}),
+        found: dict[str, Any] = json.loads(json.dumps(dict(arguments)))
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f"{source}: arguments = {arguments}: {error}: allowed: what JSON can say"
+        ) from None
+    return found
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time joins the pools of a parent folder, the others wait: all read, then write.
+
+    The system gives the lock back however a process ends.
+    """
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    parent = os.open(folder.absolute().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(parent)
+
+
+def _joined(
+    folder: Path, info: TeacherInfo, state: Mapping[str, Tensor], source: str, start: float
+) -> TeacherInfo:
+    """`info` with its file and class numbers in the pool, where it is written."""
+    known = load_manifest(folder) if (folder / MANIFEST).exists() else []
+    if folder.exists() and not known and any(folder.iterdir()):
+        raise BadInput(f"{folder}: a folder with other files: allowed: a pool, or a new folder")
+    own = (info.architecture, info.dataset, info.class_names)
+    for other in known:
+        said = (other.architecture, other.dataset, other.class_names)
+        if said == own and _holds(folder / other.file, state):
+            raise BadInput(f"{source}: the same network is there already: {folder / other.file}")
+    files = (f"teacher-{i:02d}.safetensors" for i in itertools.count())
+    taken = {other.file for other in known}
+    first_id = max((i for other in known for i in other.class_ids), default=-1) + 1
+    info = replace(
+        info,
+        file=next(name for name in files if name not in taken and not (folder / name).exists()),
+        class_ids=tuple(range(first_id, first_id + len(info.class_names))),
     )
     beside = provenance_of(folder.absolute())  # "." has no name
     seconds = time.monotonic() - start
@@ -174,7 +185,7 @@ def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None
     except Exception as error:  # whatever somebody's network raises
         raise BadInput(
             f"{source}: does not take images of {image_size} x {image_size} pixels:"
-            f" {_first_line(error)}"
+            f" {first_line(error)}"
         ) from None
     if not isinstance(logits, Tensor):
         raise BadInput(f"{source}: gives a {type(logits).__name__}: allowed: one tensor of outputs")

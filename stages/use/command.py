@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,8 +33,8 @@ def export(
     onnx: Annotated[Path | None, typer.Option(help="An ONNX file to write as well.")] = None,
 ) -> None:
     """One file of a learner with everything needed to use it."""
+    from stages.common.files import metadata_of, open_tensors
     from stages.use.exporting import (
-        check_onnx,
         chosen_snapshot,
         export_onnx,
         export_safetensors,
@@ -43,21 +43,22 @@ def export(
 
     _check_ending(out, ".safetensors")
     _check_ending(onnx, ".onnx")
+    if out.exists():  # nobody's only checkpoint is written over
+        with open_tensors(out) as file:
+            metadata_of(file, out)
     if cell is not None:
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
         iteration = selected_iteration(cell, learner)
     snapshot = chosen_snapshot(learner, iteration)
-    if onnx is not None:
-        check_onnx(snapshot)  # before anything is written
+    if onnx is not None:  # first: it may be refused
+        worst = export_onnx(snapshot, onnx)
+        typer.echo(f"{onnx}: differs from PyTorch by at most {worst:.1g}")
     info = export_safetensors(snapshot, out)
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
         f" pixels, after {info.iteration} iterations"
     )
-    if onnx is not None:
-        worst = export_onnx(out, onnx)
-        typer.echo(f"{onnx}: differs from PyTorch by at most {worst:.1g}")
 
 
 @refuses_bad_input
@@ -93,6 +94,7 @@ def adapt(
         _save(out, columns, classifier.classes, shares)
     _show(columns["image"], classifier.classes, shares, out)
     typer.echo(f"{len(classes)} classes from {len(shots)} images")
+    _say_passed_over([*{file.parent for file, _ in shots}, *predict])
 
 
 @refuses_bad_input
@@ -111,6 +113,17 @@ def embed(
     n, d = features.shape
     _save(out, {"image": names(files)}, [f"feature_{i}" for i in range(d)], features)
     typer.echo(f"{out}: {n} images, {d} features each")
+    _say_passed_over(images)
+
+
+def _say_passed_over(places: Iterable[Path]) -> None:
+    """Say which files of these folders were not read, lest fewer images are used than are there."""
+    from stages.use.images import passed_over
+
+    others = [file for place in {*places} for file in passed_over(place)]
+    if others:
+        endings = ", ".join(sorted({file.suffix.lower() or "no ending" for file in others}))
+        typer.echo(f"not read, for they are no images to Pillow: {len(others)} files ({endings})")
 
 
 def _check_ending(out: Path | None, *allowed: str) -> None:
@@ -153,7 +166,7 @@ def _show(images: Sequence[str], classes: Sequence[str], shares: Tensor, out: Pa
     ):
         first, second = classes[k[0]], classes[k[1]]
         table.add_row(image, first, f"{share[0]:.2f}", f"{second} {share[1]:.2f}")
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)  # names as they are
     if len(images) > SHOWN:
         typer.echo(f"and {len(images) - SHOWN} more" + (f" in {out}" if out else "; see --out"))
     elif out is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.common.files import load_json, written_whole
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
+from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.interface.provenance import provenance_of
 
@@ -77,12 +78,8 @@ class _Embedding(nn.Module):
         return nn.functional.normalize(features, dim=1)
 
 
-def check_onnx(file: Path) -> None:
-    """Raise BadInput unless the learner of `file` can become ONNX here.
-
-    For a learner whose features depend on the batch, and where onnx, onnxscript and onnxruntime are
-    not installed.
-    """
+def _check_onnx(file: Path) -> None:
+    """Raise BadInput unless the learner of `file` can become ONNX here."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -102,14 +99,16 @@ def export_onnx(file: Path, out: Path) -> float:
 
     Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
 
-    Raises BadInput as `check_onnx`, and if the two differ by more than the tolerance.
+    Raises BadInput for a learner whose features depend on the batch, where onnx, onnxscript and
+    onnxruntime are not installed, and if the two differ by more than the tolerance.
     """
-    check_onnx(file)
+    _check_onnx(file)
     import onnxruntime
 
     learner, theta, info = load_learner(file)
     embedding = _Embedding(learner, theta, info).eval()
-    x = torch.rand(CHECKED_IMAGES, 3, info.image_size, info.image_size)
+    shape = (CHECKED_IMAGES, 3, info.image_size, info.image_size)
+    x = torch.rand(shape, generator=generator(0, "onnx"))
     with written_whole(out) as temporary:
         torch.onnx.export(
             embedding,

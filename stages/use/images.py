@@ -8,32 +8,29 @@ else the image's own lightest is white and its darkest black.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from stages.interface.errors import BadInput
 
-# Of files that a folder is searched for: what Pillow itself reads as pixels. It registers more
-# (.pdf, .mpg, .h5), which it can only write or recognise; files of these are no images here.
+# Of files that a folder is searched for: what Pillow reads as pixels by itself. It registers more
+# (.pdf, .mpg, .h5, .eps), which it can only write, only recognise, or reads by other programs.
 ENDINGS = frozenset(
     (
-        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe"),
-        *(".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif"),
-        *(".tiff", ".webp"),
+        *(".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib"),
+        *(".fit", ".fits", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns"),
+        *(".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
+        *(".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png"),
+        *(".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga"),
+        *(".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm"),
     )
-)
-UNREADABLE = (  # what Pillow raises
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    ValueError,
-    SyntaxError,
 )
 ALLOWED = (
     "allowed: a path, a PIL image, or an array or tensor (h, w), (h, w, c) or (c, h, w) of 1, 3 or"
@@ -56,14 +53,20 @@ def image_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise BadInput(f"{place}: no such file or folder")
-    files = [
-        path
-        for path in sorted(place.iterdir())
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-    ]
+    files = [path for path in _visible(place) if path.suffix.lower() in ENDINGS]
     if not files:
         raise BadInput(f"{place}: no image in this folder (files ending in .png, .jpg, ...)")
     return files
+
+
+def passed_over(place: Path) -> list[Path]:
+    """The other files of a folder: no images by their endings, as .heic is none to Pillow."""
+    found = _visible(place) if place.is_dir() else []
+    return [path for path in found if path.is_file() and path.suffix.lower() not in ENDINGS]
+
+
+def _visible(place: Path) -> list[Path]:
+    return [path for path in sorted(place.iterdir()) if not path.name.startswith(".")]
 
 
 def class_folders(place: Path) -> dict[str, list[Path]]:
@@ -73,13 +76,13 @@ def class_folders(place: Path) -> dict[str, list[Path]]:
     """
     if not place.is_dir():
         raise BadInput(f"{place}: no such folder")
-    folders = [p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    folders = [path for path in _visible(place) if path.is_dir()]
     if len(folders) < 2:
         found = ", ".join(p.name for p in folders) or "none"
         raise BadInput(
             f"{place}: its folders are the classes, and a task needs two or more; found: {found}"
         )
-    return {folder.name: image_files(folder) for folder in folders}
+    return {_text(folder.name): image_files(folder) for folder in folders}
 
 
 def pixels(image: Any, size: int) -> Tensor:
@@ -133,7 +136,7 @@ def _read(source: str | Path | Image.Image) -> Image.Image:
             return _rgb(file)
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
-    except UNREADABLE as error:
+    except Exception as error:  # whatever Pillow makes of a broken file
         raise BadInput(f"{name}: not a readable image: {error}") from None
 
 
@@ -200,4 +203,9 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 def names(files: Sequence[Path]) -> list[str]:
     """File names, or whole paths where names repeat."""
     short = [path.name for path in files]
-    return short if len(set(short)) == len(short) else [str(path) for path in files]
+    return [_text(name) for name in (short if len(set(short)) == len(short) else map(str, files))]
+
+
+def _text(name: str) -> str:
+    """A file's name as UTF-8 can say it: names from old archives are bytes of another encoding."""
+    return os.fsencode(name).decode(errors="replace")

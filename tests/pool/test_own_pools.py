@@ -5,6 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+import time
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +24,21 @@ from stages.common.architectures import batch_moments, bn_layers, build
 from stages.common.files import load_json
 from stages.common.networks import Foreign, build_network
 from stages.common.params import InversionWeights
-from stages.common.pool import load_manifest, load_pool, save_manifest, save_teacher
+from stages.common.pool import (
+    TeacherInfo,
+    load_manifest,
+    load_pool,
+    save_manifest,
+    save_teacher,
+)
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
 from stages.pool.checking import NORMALISATIONS, answers, check_pool
 from stages.pool.command import _classes
-from stages.pool.importing import add_teacher, read_state
+from stages.pool.importing import add_teacher
+from stages.pool.state_dicts import named_as_in, read_state
 from tests.conftest import random_state, teacher_info
 
 HERE = "tests.pool.test_own_pools"
@@ -181,6 +191,87 @@ def test_a_state_dict_becomes_a_teacher(ending: str, tmp_path: Path) -> None:
     shown = purer("pool", "show", pool)
     assert "2 teachers, 3 classes" in shown.output
     assert "torchvision" in shown.output
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_what_comes_before_all_names_does_not_matter(prefix: str) -> None:
+    net = build("conv4", 3, 32)
+    state = {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    found = named_as_in(net, state, "conv4", "net.pt")
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_prefix_of_the_networks_own_stays() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    assert named_as_in(net, net.state_dict(), "x", "x").keys() == net.state_dict().keys()
+    parallel = nn.DataParallel(net).state_dict()
+    assert named_as_in(net, parallel, "x", "x").keys() == net.state_dict().keys()
+
+
+def test_names_and_counters_of_old_files_are_those_of_today() -> None:
+    """torchvision's own DenseNet files: norm.1 for norm1, from before BatchNorm counted."""
+    net = models.densenet121(num_classes=3)
+    today = net.state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): tensor
+        for name, tensor in today.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    found = named_as_in(net, old, "torchvision/densenet121", "densenet121.pth")
+    assert found.keys() == today.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in today.items())
+
+
+def test_a_state_dict_of_another_network_is_refused_by_its_names() -> None:
+    words = "their.pt: its tensors are called a.weight, b.weight: conv4 has "
+    state = {"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}
+    with pytest.raises(BadInput, match=re.escape(words)):
+        named_as_in(build("conv4", 3, 32), state, "conv4", "their.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": range(3)}, "net: class 0 is a int: allowed: text"),
+        ({"arguments": {"a": {1, 2}}}, "arguments = .*: allowed: what JSON can say"),
+    ],
+)
+def test_what_a_manifest_cannot_say_is_refused_before_it_is_written(
+    changes: dict[str, object], message: str, tiny_pool: Path
+) -> None:
+    """Else no later command could read the pool."""
+    before, half = tree(tiny_pool), [0.5] * 3
+    given: dict[str, object] = {"class_names": ["a", "b", "c"], "image_size": 32} | changes
+    with pytest.raises(BadInput, match=message):
+        add_teacher(tiny_pool, build("conv4", 3, 32), "conv4", mean=half, std=half, **given)  # type: ignore[arg-type]
+    assert tree(tiny_pool) == before
+
+
+def test_of_imports_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(folder: Path) -> list[TeacherInfo]:
+        time.sleep(0.02)  # so that all would read before any writes
+        return load_manifest(folder)
+
+    monkeypatch.setattr("stages.pool.importing.load_manifest", slowly)
+    nets, half = [build("conv4", 2, 16) for _ in range(4)], [0.5] * 3
+    for i, net in enumerate(nets):
+        nn.init.constant_(net.head.bias, i)
+    add_teacher(tmp_path / "pool", nets[0], "conv4", ["a", "b"], 16, half, half)
+    with ThreadPoolExecutor(3) as threads:
+        for net in nets[1:]:
+            threads.submit(add_teacher, tmp_path / "pool", net, "conv4", ["a", "b"], 16, half, half)
+    biases = [teacher.net.head.bias[0].item() for teacher in load_pool(tmp_path / "pool")]
+    assert sorted(biases) == [0, 1, 2, 3]
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ["cat [old]", ":dog:"]
+    add_teacher(tmp_path, build("conv4", 2, 16), "conv4", names, 16, [0.5] * 3, [0.5] * 3)
+    shown = purer("pool", "show", tmp_path).output
+    assert "[old]" in shown
+    assert ":dog:" in shown
 
 
 def test_the_provenance_of_a_pool_stands_beside_it_adopted_or_not(
@@ -404,6 +495,8 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     state = build("conv4", 3, 32).state_dict()
     torch.save(Dangerous(), folder / "code.pt")
     torch.save({"a": 1}, folder / "numbers.pt")
+    torch.save({0: torch.zeros(1)}, folder / "numbered.pt")
+    torch.save({"state_dict": state, "args": Namespace(lr=0.1)}, folder / "training.pt")
     torch.save([1, 2], folder / "list.pt")
     torch.save({}, folder / "empty.pt")
     (folder / "text.pt").write_text("not a checkpoint")
@@ -423,10 +516,15 @@ def _bad_files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("code.pt", "holds code, not tensors alone"),
+        (
+            "code.pt",
+            r"holds (builtins\.)?print besides tensors, which is code; it is not run. Allowed",
+        ),
         ("pickle.pt", "holds code, not tensors alone"),
+        ("training.pt", "holds argparse.Namespace besides tensors"),
         ("text.pt", "no checkpoint"),
         ("numbers.pt", "'a' is a int"),
+        ("numbered.pt", "the name 0 is a int: allowed: a state dict"),
         ("list.pt", "holds a list"),
         ("empty.pt", "holds a dict"),
         ("truncated.pt", "not a whole checkpoint"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import struct
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from stages.cli import app
@@ -145,6 +147,15 @@ def test_a_folder_is_never_exported_over(
     assert result.exit_code == 2
     assert (folder / "chapter.tex").read_text() == "dear"
     assert not out.exists()
+
+
+def test_a_checkpoint_of_others_is_never_exported_over(learner: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.safetensors"
+    save_file({"weight": torch.zeros(1)}, out)
+    before = out.read_bytes()
+    result = purer("export", learner, "--out", out)
+    assert (result.exit_code, "not written by purer" in result.output) == (2, True)
+    assert out.read_bytes() == before
 
 
 def test_the_present_folder_may_be_the_learner_but_not_the_file(
@@ -442,6 +453,23 @@ def test_files_that_are_no_pictures_do_not_matter(file: Path, support: Path, oth
     result = purer("adapt", support, "--learner", file, "--predict", others)
     assert result.exit_code == 0, result.output
     assert "3 classes from 15 images" in result.output
+    said = "not read, for they are no images to Pillow: 10 files (.eps, .h5, .mpg, .pdf, .txt)"
+    assert said in result.output
+    result = purer("embed", others, "--learner", file, "--out", others.parent / "features.csv")
+    assert "to Pillow: 5 files" in result.output
+
+
+def test_names_of_any_kind_are_written_as_they_are(
+    file: Path, support: Path, others: Path, tmp_path: Path
+) -> None:
+    (support / "red").rename(support / "red [old] :dog:")
+    old = os.fsdecode(b"K\xe4se.png")  # of an archive in Latin-1
+    (others / "red-0.png").rename(others / old)
+    out = tmp_path / "out.csv"
+    result = purer("adapt", support, "--learner", file, "--predict", others, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "[old] :dog:" in result.output
+    assert "K\ufffdse.png" in set(pd.read_csv(out)["image"])
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
