@@ -56,15 +56,18 @@ def check_cell(given: Params) -> None:
             f" {_others(list(cells), given)}; another cell is a line there"
         )
     if given.dataset == params.NO_DATASET:
-        _check_own_pool(given)
+        check_own_pool(given)
     params.check_dataset(given, str(cells[cell_key(given)].get("second", params.NO_DATASET)))
 
 
-def _check_own_pool(given: Params) -> None:
+def check_own_pool(given: Params) -> None:
+    """Raise BadInput unless own_pool is a pool with classes enough for an episode."""
     from stages.common.pool import load_manifest
+    from stages.meta_test.pseudo import check_lends
 
     try:
-        load_manifest(Path(given.own_pool))
+        infos = load_manifest(Path(given.own_pool))
+        check_lends(infos, given.meta_test.pseudo.classes_per_teacher, given.n_way)
     except BadInput as error:
         raise BadInput(
             f"params.yaml: own_pool = {given.own_pool!r}: {error};"

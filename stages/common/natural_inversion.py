@@ -24,6 +24,7 @@ from stages.common.procedural import procedural_images
 from stages.common.teachers import State, TeacherLoss
 
 BATCH = 200  # images inverted together; R_feature compares their common moments
+FULL = 84  # pixels a side up to which it is as many: the activations of larger ones must fit too
 
 
 class Labelled(NamedTuple):
@@ -50,7 +51,7 @@ def invert(
     `start`: "procedural" images or "noise".
     """
     parts: list[Tensor] = []
-    for y in labels.split(BATCH):
+    for y in labels.split(_batch_size(info.image_size)):
         x = channels_last(_start(len(y), info, start, stream).to(device)).requires_grad_()
         optimizer = torch.optim.Adam([x], params.lr)
         for t in range(n_steps):
@@ -61,9 +62,13 @@ def invert(
     return Labelled(torch.cat(parts), labels)
 
 
-def n_batches(n_images: int) -> int:
-    """How many batches `invert` makes of them."""
-    return math.ceil(n_images / BATCH)
+def n_batches(n_images: int, image_size: int) -> int:
+    """How many batches `invert` makes of so many images of that side."""
+    return math.ceil(n_images / _batch_size(image_size))
+
+
+def _batch_size(image_size: int) -> int:
+    return max(1, min(BATCH, BATCH * FULL**2 // image_size**2))
 
 
 def _start(n: int, info: TeacherInfo, start: str, stream: torch.Generator) -> Tensor:

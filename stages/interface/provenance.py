@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.common.files import save_json
+from stages.common.files import load_json, save_json
 
 # What training saw of data. Whatever does not begin with "none" is data-based.
 NO_DATA = "none"
@@ -47,6 +47,17 @@ class Stopwatch:
 def provenance_of(folder: Path) -> Path:
     """Where the provenance of a pool or learner stands: beside its folder, which others hash."""
     return folder.with_name(f"{folder.name}.provenance.json")
+
+
+def runs_behind(folder: Path) -> list[dict[str, Any]]:
+    """The run that made a learner, after those of the learners that it started from, first first.
+
+    Raises BadInput if no provenance stands beside the folder.
+    """
+    runs: list[dict[str, Any]] = [load_json(provenance_of(folder))]
+    while before := runs[0].pop("start", None):
+        runs.insert(0, before)
+    return runs
 
 
 def origin() -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from stages.common.files import load_json, load_table, save_table, written_whole
 from stages.interface.errors import BadInput
-from stages.interface.provenance import NO_DATA, provenance_of
+from stages.interface.provenance import NO_DATA, provenance_of, runs_behind
 from stages.meta_test.evaluate import Row, Tasks
 
 KEY = re.compile(
@@ -74,9 +74,9 @@ def save_cell(
 ) -> None:
     """Write the file. Raises BadInput as `parts_of`."""
     parts = parts_of(key, n_way, n_shot)
-    trained = [] if learner is None else _trained(learner)
+    trained = [] if learner is None else runs_behind(learner)
     runs = [
-        {"stage": "pretrain"} | _provenance(pool),
+        {"stage": "pretrain"} | load_json(provenance_of(pool)),
         *trained,
         load_json(evaluation / "provenance.json") | {"stage": "meta_test"},
     ]
@@ -103,20 +103,6 @@ def save_cell(
     text = re.sub(r"\[\n[\s\d.,+e-]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
     with written_whole(path) as temporary:
         temporary.write_text(text + "\n")
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    """What stands beside a folder of pretrain, meta_train or data_based."""
-    content: dict[str, Any] = load_json(provenance_of(folder))
-    return content
-
-
-def _trained(learner: Path) -> list[dict[str, Any]]:
-    """The run that made it, after those of the learners that it started from, the first first."""
-    runs = [_provenance(learner)]
-    while before := runs[0].pop("start", None):
-        runs.insert(0, before)
-    return runs
 
 
 def _history(learner: Path | None) -> dict[str, Any]:

@@ -79,8 +79,7 @@ class RealEpisodes:
     @property
     def support_y(self) -> Tensor:
         """(s,), the same for every episode."""
-        n_way, n_shot = self._tasks[0].episode.support.shape
-        return torch.arange(n_way, device=self._device).repeat_interleave(n_shot)
+        return support_labels(self._tasks, self._device)
 
     def __iter__(self) -> Iterator[Episode]:
         for task in self._tasks:
@@ -98,7 +97,8 @@ class RealEpisodes:
     def embedded(self) -> Blocks:
         """What `features` makes of every image: once, however many episodes it is in."""
         features = self._features
-        assert features is not None
+        if features is None:
+            raise ValueError("no network's features were given")
 
         def of_a_class(images: Tensor) -> Tensor:
             return torch.cat([features(self._seen(batch)) for batch in images.split(BATCH)])
@@ -124,6 +124,12 @@ def gathered(blocks: Blocks, tasks: Sequence[Task]) -> Iterator[tuple[Tensor, Te
             support.append(torch.cat([s for s, _ in chosen]))
             query.append(torch.cat([q for _, q in chosen]))
         yield torch.stack(support), torch.stack(query)
+
+
+def support_labels(tasks: Sequence[Task], device: str) -> Tensor:
+    """(n_way * n_shot,), the same for every episode."""
+    n_way, n_shot = tasks[0].episode.support.shape
+    return torch.arange(n_way, device=device).repeat_interleave(n_shot)
 
 
 def query_labels(tasks: Sequence[Task], device: str) -> Tensor:

@@ -19,7 +19,7 @@ from stages.common.dataset import ClassImages
 from stages.common.distilled import log_ratios
 from stages.common.params import Precision
 from stages.common.pool import Teacher
-from stages.meta_test.episodes import BATCH, Blocks, Task, gathered
+from stages.meta_test.episodes import BATCH, Blocks, Task, gathered, support_labels
 from stages.meta_test.linear_probe import probe
 from stages.meta_test.nearest_class_mean import nearest
 from stages.meta_test.params import MetaTest, fresh_head
@@ -123,9 +123,6 @@ def by_means(blocks: Blocks, tasks: Sequence[Task], metric: str) -> Tensor:
 
 
 def _by_probe(blocks: Blocks, tasks: Sequence[Task], params: MetaTest) -> Tensor:
-    n_way, n_shot = tasks[0].episode.support.shape
-    rows = []
-    for support, query in gathered(blocks, tasks):
-        labels = torch.arange(n_way, device=support.device).repeat_interleave(n_shot)
-        rows.append(probe(support, labels, query, params.linear_probe))
+    labels = support_labels(tasks, str(blocks[0][0].device))
+    rows = [probe(s, labels, q, params.linear_probe) for s, q in gathered(blocks, tasks)]
     return torch.cat(rows)

@@ -14,7 +14,7 @@ import torch
 from stages.common.compiling import compiler
 from stages.common.dataset import ClassImages, Split
 from stages.common.natural_inversion import invert, n_batches
-from stages.common.pool import Teacher
+from stages.common.pool import Teacher, TeacherInfo
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
@@ -33,15 +33,13 @@ def pseudo_classes(
     Raises BadInput if these are too few for `n_way`.
     """
     steps = params.inversion_steps
-    lent = lent_labels(pool, params.classes_per_teacher)
-    n_classes = sum(map(len, lent))
-    if n_classes < n_way:
-        raise BadInput(
-            f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes, at most"
-            f" meta_test.pseudo.classes_per_teacher = {params.classes_per_teacher} of a teacher;"
-            f" allowed: up to {n_classes}"
-        )
-    batches = [n_batches(len(labels) * params.images_per_class) for labels in lent]
+    infos = [teacher.info for teacher in pool]
+    check_lends(infos, params.classes_per_teacher, n_way)
+    lent = lent_labels(infos, params.classes_per_teacher)
+    batches = [
+        n_batches(len(labels) * params.images_per_class, teacher.info.image_size)
+        for teacher, labels in zip(pool, lent, strict=True)
+    ]
     losses = teacher_losses(
         pool,
         params.inversion.weights,
@@ -75,15 +73,26 @@ def pseudo_classes(
     )
 
 
-def lent_labels(pool: Sequence[Teacher], most: int) -> list[list[int]]:
+def check_lends(pool: Sequence[TeacherInfo], most: int, n_way: int) -> None:
+    """Raise BadInput if the pool has too few classes for an episode, `most` of a teacher."""
+    n_classes = sum(map(len, lent_labels(pool, most)))
+    if n_classes < n_way:
+        raise BadInput(
+            f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes, at most"
+            f" meta_test.pseudo.classes_per_teacher = {most} of a teacher; allowed: up to"
+            f" {n_classes}"
+        )
+
+
+def lent_labels(pool: Sequence[TeacherInfo], most: int) -> list[list[int]]:
     """Which of its labels each teacher lends, up to `most`.
 
     A class that several teachers know is lent once, by the one that has lent least, so that no
     episode has it under two labels.
     """
     knowing: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for i, teacher in enumerate(pool):
-        for label, known in enumerate(teacher.info.classes):
+    for i, info in enumerate(pool):
+        for label, known in enumerate(info.classes):
             knowing.setdefault(known, []).append((i, label))
     lent: list[list[int]] = [[] for _ in pool]
     for places in knowing.values():

@@ -41,14 +41,14 @@ def inverted_images(
         return []
     params, n_images = shared.inversion, setting.budget.inverted_images
     n_steps = setting.budget.inversion_steps
-    each = n_batches(n_images) * n_steps
+    steps = [n_batches(n_images, teacher.info.image_size) * n_steps for teacher in pool]
 
     def compiled(n_teachers: int) -> Callable[..., Callable[..., object]]:
-        return compiler(shared.compile, n_teachers * each, setting.device)
+        return compiler(shared.compile, n_teachers * sum(steps) // len(pool), setting.device)
 
     losses = teacher_losses(pool, params.weights, params.precision, compiled)
     images = []
-    with Reporter("inversion", each * len(pool)) as report:
+    with Reporter("inversion", sum(steps)) as report:
         for i, (teacher, (state, loss)) in enumerate(zip(pool, losses, strict=True)):
             path = setting.folder / f"inverted-{i:02d}.safetensors"
             if not path.exists():
@@ -64,11 +64,11 @@ def inverted_images(
                     n_steps,
                     stream(setting.seed, "inversion", i),
                     setting.device,
-                    functools.partial(_further, report, i * each),
+                    functools.partial(_further, report, sum(steps[:i])),
                 )
                 save_tensors(path, made._asdict(), {})
             images.append(Labelled(**load_tensors(path)[0]))
-            report((i + 1) * each, teacher=i + 1)
+            report(sum(steps[: i + 1]), teacher=i + 1)
     return images
 
 

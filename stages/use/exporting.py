@@ -13,7 +13,7 @@ from stages.common.files import load_json, written_whole
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
-from stages.interface.provenance import provenance_of
+from stages.interface.provenance import provenance_of, runs_behind
 
 CHECKED_IMAGES = 8
 TOLERANCE = 1e-4  # of a feature, between PyTorch and ONNX
@@ -45,9 +45,7 @@ def selected_iteration(cell: Path, folder: Path) -> int:
         runs = content["provenance"]
     except (KeyError, TypeError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
-    own = load_json(provenance_of(folder.absolute()))
-    own.pop("start", None)  # a cell lists the run that it started from by itself
-    if own not in runs:
+    if runs_behind(folder.absolute())[-1] not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
 

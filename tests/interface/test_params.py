@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.check import cell_key, check_cell
+from stages.check import cell_key, check_cell, check_own_pool
+from stages.common.pool import load_manifest, save_manifest
 from stages.interface import params
 from stages.interface.errors import BadInput
 from tests.conftest import ROOT
@@ -191,6 +192,16 @@ def test_both_data_sets_of_a_pair_must_be_large_enough(edited) -> None:
     path.write_text(path.read_text().replace("scenario: ss", "scenario: mh"))
     with pytest.raises(BadInput, match="data sets of scenario mh there: cifar_fs, glyphs"):
         check_cell(params.load(path))
+
+
+def test_an_own_pool_of_too_few_classes_is_refused_first(edited, tiny_pool: Path) -> None:
+    """Before hours of training, after which there would be no episodes to judge by."""
+    given = params.load(edited("own_pool", str(tiny_pool)))
+    check_own_pool(given)
+    save_manifest(tiny_pool, load_manifest(tiny_pool)[:1])
+    words = r"own_pool = .*: n_way = 5: the pool lends only 3 classes .*: up to 3; `purer"
+    with pytest.raises(BadInput, match=words):
+        check_own_pool(given)
 
 
 def test_every_value_of_params_yaml_is_commented() -> None:

@@ -42,11 +42,11 @@ def pool(tmp_path: Path) -> list[Teacher]:
 def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
     """The second teacher's class0 is the first's; so are all of a third's."""
     same = Teacher(replace(pool[0].info, file="teacher-02.safetensors"), pool[0].net)
-    assert lent_labels(pool, 3) == [[0, 1, 2], [1, 2]]
-    lent = lent_labels([*pool, same], 2)
-    assert lent == [[0, 2], [1, 2], [1]]
-    other = Teacher(replace(pool[0].info, dataset="another"), pool[0].net)
-    assert lent_labels([*pool, other], 2) == [[0, 1], [1, 2], [0, 1]]
+    infos = [teacher.info for teacher in pool]
+    assert lent_labels(infos, 3) == [[0, 1, 2], [1, 2]]
+    assert lent_labels([*infos, same.info], 2) == [[0, 2], [1, 2], [1]]
+    other = replace(pool[0].info, dataset="another")
+    assert lent_labels([*infos, other], 2) == [[0, 1], [1, 2], [0, 1]]
     made = pseudo_classes([pool[0], same, same, same], "val", 2, PARAMS, "cpu")
     assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
     assert all(torch.unique(images).numel() > 2 for images in made.images)

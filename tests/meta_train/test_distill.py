@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 from stages.common.architectures import bn_layers, build
 from stages.common.distilled import Distilled, ReadoutMetric
-from stages.common.natural_inversion import Labelled, invert
+from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
+from stages.meta_train import distill
 from stages.meta_train.bank import Mixtures, PrincipalComponents, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
@@ -129,6 +130,11 @@ def test_inversion_lowers_its_loss_with_valid_pixels(
         return float(getattr(loss(state, x, made.labels), term))
 
     assert judged(after) < 0.6 * judged(before)
+
+
+def test_large_images_are_inverted_fewer_at_a_time() -> None:
+    assert [n_batches(400, side) for side in (32, 84, 168, 224)] == [2, 2, 8, 15]
+    assert n_batches(1, 10_000) == 1
 
 
 def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) -> None:
@@ -348,6 +354,18 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_p
     assert records == expected
     for name, tensor in whole.snapshot().items():
         assert torch.equal(tensor, second.snapshot()[name]), name
+
+
+def test_of_a_teacher_with_many_classes_images_of_the_first_are_kept(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work")
+    whole = made.synthetic()
+    monkeypatch.setattr(distill, "SHOWN_CLASSES", 2)
+    for (images, labels), (some, own) in zip(whole, made.synthetic(), strict=True):
+        assert set(own.tolist()) == {0, 1}
+        assert torch.equal(some, images[labels < 2])
+    assert any(2 in labels for _, labels in whole)
 
 
 def named(pool: list[Teacher], *names: str) -> list[Teacher]:
