@@ -8,10 +8,10 @@
 The last runs code. Where the name comes from a pool's manifest, which somebody else may have
 written, the module must be named in the environment variable PURER_TRUST (`check_trusted`).
 
-A network from elsewhere is wrapped: its features are what its head is given (its last linear layer;
-without any, its last convolution, as in SqueezeNet, whose input is averaged over the image), and
-the inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT, ConvNeXt); then
-the BN-statistics term of model inversion does not exist.
+A network from elsewhere is wrapped: its features are what its head is given (its last linear layer
+of as many outputs; without any, such a convolution, as in SqueezeNet, whose input is averaged over
+the image), and the inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT,
+ConvNeXt); then the BN-statistics term of model inversion does not exist.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ TRUST = "PURER_TRUST"  # environment variable: modules whose code a manifest may
 class Foreign(nn.Module):
     """A network from elsewhere, whose output is logits (n, k), as one that returns an `Output`."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, n_outputs: int) -> None:
         super().__init__()
         self.net = net
         self._seen: dict[int, Tensor] = {}  # of the pass under way: inputs by layer
-        self._watched = [head(net), *(layer for _, layer in bn_layers(net))]
+        self._watched = [head(net, n_outputs), *(layer for _, layer in bn_layers(net))]
         for i, layer in enumerate(self._watched):
             layer.register_forward_pre_hook(functools.partial(self._catch, i))
 
@@ -55,13 +55,20 @@ class Foreign(nn.Module):
         self._seen[i] = inputs[0]
 
 
-def head(net: nn.Module) -> nn.Linear | nn.Conv2d:
-    """The classifying layer. Raises BadInput if there is no nn.Linear and no nn.Conv2d."""
-    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+def head(net: nn.Module, n_outputs: int) -> nn.Linear | nn.Conv2d:
+    """The classifying layer. Raises BadInput if no layer has so many outputs."""
     convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-    if not linear and not convolutions:
+    linear = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    layers: list[nn.Linear | nn.Conv2d] = [*convolutions, *linear]
+    if not layers:
         raise BadInput(f"{type(net).__name__}: neither nn.Linear nor nn.Conv2d: no known head")
-    return linear[-1] if linear else convolutions[-1]
+    fitting = [layer for layer in layers if _width(layer) == n_outputs]
+    if not fitting:
+        raise BadInput(
+            f"{type(net).__name__}: its head has {_width(layers[-1])} outputs, the manifest says"
+            f" {n_outputs}"
+        )
+    return fitting[-1]
 
 
 def _width(layer: nn.Linear | nn.Conv2d) -> int:
@@ -121,7 +128,7 @@ def _made(name: str, n_outputs: int, image_size: int, arguments: Mapping[str, An
             f"architecture = {name!r}: allowed: {', '.join(ARCHITECTURES)},"
             f" torchvision/NAME, timm/NAME, python/MODULE:FUNCTION{near}"
         )
-    return Foreign(makers[kind](rest, n_outputs, dict(arguments)))
+    return Foreign(makers[kind](rest, n_outputs, dict(arguments)), n_outputs)
 
 
 def own_module(net: nn.Module) -> nn.Module:
@@ -192,8 +199,4 @@ def _python(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
     made = maker(**arguments)
     if not isinstance(made, nn.Module):
         raise BadInput(f"{where}: gave a {type(made).__name__}, allowed: an nn.Module")
-    if _width(head(made)) != n_outputs:
-        raise BadInput(
-            f"{where}: its head has {_width(head(made))} outputs, the manifest says {n_outputs}"
-        )
     return made

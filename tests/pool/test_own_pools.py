@@ -22,7 +22,7 @@ from stages.aggregate.cells import Run
 from stages.cli import app
 from stages.common.architectures import batch_moments, bn_layers, build
 from stages.common.files import load_json
-from stages.common.networks import Foreign, build_network
+from stages.common.networks import Foreign, build_network, head
 from stages.common.params import InversionWeights
 from stages.common.pool import (
     TeacherInfo,
@@ -107,6 +107,16 @@ def test_a_network_from_elsewhere_says_what_its_batch_norms_see() -> None:
     assert len(output.bn_inputs) == len(bn_layers(net)) == 20
     for (name, _), caught in zip(bn_layers(net), output.bn_inputs, strict=True):
         assert torch.equal(caught, seen[name])
+
+
+def test_the_head_is_the_layer_with_the_outputs_not_the_last_one() -> None:
+    net = Small()
+    net.attention = nn.Linear(6, 6)  # made after the head, used or not
+    assert head(net, 3) is net.head
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1), nn.Linear(4, 8))
+    assert head(net, 3) is net[1]
+    with pytest.raises(BadInput, match="no known head"):
+        head(nn.Sequential(nn.ReLU()), 3)
 
 
 @pytest.mark.parametrize(
