@@ -8,7 +8,7 @@ meta-train and meta-validation classes of a data set that no teacher of theirs h
 learners' size. No meta-test class of either is read, but classes go by name: what the other data
 set calls its own may be alike to an unseen class of the first. Intervals over episodes say nothing
 of which classes were drawn, so judge a change by both. Prints a Markdown table; differences are to
-the first learner with its metric, paired.
+the first row, paired.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class DistillRun:
         """The first of the inverted images of the first classes, as their teachers see them."""
         kept = []
         for teacher, (images, labels) in zip(self._pool, self._first(SHOWN), strict=False):
-            few = labels < SHOWN_CLASSES
+            few = torch.isin(labels, labels.unique()[:SHOWN_CLASSES])
             kept.append((teacher.info.normalisation.apply(images[few]), labels[few]))
         return kept
 

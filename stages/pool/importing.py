@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def add_teacher(
     """
     start = time.monotonic()
     folder, outputs = Path(folder), n_outputs or len(class_names)
-    _check_description(class_names, outputs, image_size, mean, std, source)
+    _check_description(dataset, class_names, outputs, image_size, mean, std, source)
     kept_arguments = _as_json(arguments or {}, source)
     try:
         made = build_network(architecture, outputs, image_size, kept_arguments)
@@ -89,6 +90,7 @@ def add_teacher(
 
 
 def _check_description(
+    dataset: str,
     class_names: Sequence[str],
     outputs: int,
     image_size: int,
@@ -97,17 +99,18 @@ def _check_description(
     source: str,
 ) -> None:
     """Raise BadInput unless these can be what a manifest says of a teacher."""
-    for name in class_names:
+    for name in (dataset, *class_names):
         if not isinstance(name, str):
             raise BadInput(
-                f"{source}: class {name!r} is a {type(name).__name__}: allowed: text, a name that"
-                " no other class of its data set has"
+                f"{source}: the name {name!r} is a {type(name).__name__}: allowed: text, as the"
+                " name of a data set and of each class"
             )
     if len(set(class_names)) != len(class_names) or len(class_names) < 2:
         raise BadInput(f"{source}: classes {', '.join(class_names)}: allowed: two or more, unlike")
     if outputs < len(class_names):
         raise BadInput(f"{source}: {len(class_names)} classes for {outputs} outputs")
-    if image_size < 1 or not all(s > 0 for s in std) or not len(mean) == len(std) == 3:
+    numbers = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
+    if image_size < 1 or not numbers or not all(s > 0 for s in std):
         raise BadInput(
             f"{source}: image_size = {image_size}, mean = {tuple(mean)}, std = {tuple(std)}:"
             " allowed: a positive size, three means and three positive deviations"
@@ -117,7 +120,7 @@ def _check_description(
 def _as_json(arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
     """As the manifest will have them, so that what is tried out is what is made again."""
     try:
-        found: dict[str, Any] = json.loads(json.dumps(dict(arguments)))
+        found: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"{source}: arguments = {arguments}: {error}: allowed: what JSON can say"
@@ -131,13 +134,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
     The system gives the lock back however a process ends.
     """
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(folder.absolute().parent, os.O_RDONLY)
+    parent = folder.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    opened = os.open(parent, os.O_RDONLY)
     try:
-        fcntl.flock(parent, fcntl.LOCK_EX)
+        fcntl.flock(opened, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(parent)
+        os.close(opened)
 
 
 def _joined(

@@ -82,7 +82,7 @@ def named_as_in(
     expected = net.state_dict()
     extra = AUXILIARY.get(architecture, ())
     found = {
-        DENSE.sub(r"\1\2", name): tensor.detach().cpu().clone()
+        name if name in expected else DENSE.sub(r"\1\2", name): tensor.detach().cpu().clone()
         for name, tensor in _without_prefix(state, expected).items()
         if not name.startswith(extra)
     }

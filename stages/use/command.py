@@ -33,8 +33,8 @@ def export(
     onnx: Annotated[Path | None, typer.Option(help="An ONNX file to write as well.")] = None,
 ) -> None:
     """One file of a learner with everything needed to use it."""
-    from stages.common.files import metadata_of, open_tensors
     from stages.use.exporting import (
+        check_replaceable,
         chosen_snapshot,
         export_onnx,
         export_safetensors,
@@ -43,9 +43,7 @@ def export(
 
     _check_ending(out, ".safetensors")
     _check_ending(onnx, ".onnx")
-    if out.exists():  # nobody's only checkpoint is written over
-        with open_tensors(out) as file:
-            metadata_of(file, out)
+    check_replaceable(out)
     if cell is not None:
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
@@ -118,11 +116,11 @@ def embed(
 
 def _say_passed_over(places: Iterable[Path]) -> None:
     """Say which files of these folders were not read, lest fewer images are used than are there."""
-    from stages.use.images import passed_over
+    from stages.use.images import passed_over, text
 
     others = [file for place in {*places} for file in passed_over(place)]
     if others:
-        endings = ", ".join(sorted({file.suffix.lower() or "no ending" for file in others}))
+        endings = ", ".join(sorted({text(file.suffix.lower()) or "no ending" for file in others}))
         typer.echo(f"not read, for they are no images to Pillow: {len(others)} files ({endings})")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.common.files import load_json, written_whole
+from stages.common.files import load_json, metadata_of, open_tensors, written_whole
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -48,6 +48,19 @@ def selected_iteration(cell: Path, folder: Path) -> int:
     if runs_behind(folder.absolute())[-1] not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
     return chosen
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise BadInput if `out` is there and no earlier export: it may be somebody's only copy."""
+    if not out.exists():
+        return
+    try:
+        with open_tensors(out) as file:
+            exported = bool(metadata_of(file, out).get("provenance"))  # a snapshot's is empty
+    except BadInput:
+        exported = False
+    if not exported:
+        raise BadInput(f"{out}: is there and no file of `purer export`; allowed: a new name")
 
 
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:

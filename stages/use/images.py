@@ -21,15 +21,15 @@ from torch import Tensor
 from stages.interface.errors import BadInput
 
 # Of files that a folder is searched for: what Pillow reads as pixels by itself. It registers more
-# (.pdf, .mpg, .h5, .eps), which it can only write, only recognise, or reads by other programs.
+# (.pdf, .mpg, .h5, .eps), which it can only write, only recognise, or reads by other programs, and
+# some that are oftener something else (.pcd, .fit, .gbr).
 ENDINGS = frozenset(
     (
-        *(".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib"),
-        *(".fit", ".fits", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns"),
-        *(".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
-        *(".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png"),
-        *(".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga"),
-        *(".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm"),
+        *(".apng", ".avif", ".avifs", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fits"),
+        *(".gif", ".icb", ".icns", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe"),
+        *(".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png"),
+        *(".pnm", ".ppm", ".psd", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif"),
+        *(".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm"),
     )
 )
 ALLOWED = (
@@ -82,7 +82,7 @@ def class_folders(place: Path) -> dict[str, list[Path]]:
         raise BadInput(
             f"{place}: its folders are the classes, and a task needs two or more; found: {found}"
         )
-    return {_text(folder.name): image_files(folder) for folder in folders}
+    return {text(folder.name): image_files(folder) for folder in folders}
 
 
 def pixels(image: Any, size: int) -> Tensor:
@@ -203,9 +203,9 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 def names(files: Sequence[Path]) -> list[str]:
     """File names, or whole paths where names repeat."""
     short = [path.name for path in files]
-    return [_text(name) for name in (short if len(set(short)) == len(short) else map(str, files))]
+    return [text(name) for name in (short if len(set(short)) == len(short) else map(str, files))]
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """A file's name as UTF-8 can say it: names from old archives are bytes of another encoding."""
-    return os.fsencode(name).decode(errors="replace")
+    return os.fsencode(name).decode(errors="backslashreplace")

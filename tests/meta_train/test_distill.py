@@ -366,6 +366,9 @@ def test_of_a_teacher_with_many_classes_images_of_the_first_are_kept(
         assert set(own.tolist()) == {0, 1}
         assert torch.equal(some, images[labels < 2])
     assert any(2 in labels for _, labels in whole)
+    # More classes than images: a draw of them has some.
+    made._inverted = [Labelled(x, labels + 5) for x, labels in made._inverted]
+    assert all(len(labels) for _, labels in made.synthetic())
 
 
 def named(pool: list[Teacher], *names: str) -> list[Teacher]:

@@ -234,6 +234,12 @@ def test_names_and_counters_of_old_files_are_those_of_today() -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in today.items())
 
 
+def test_names_that_are_right_are_not_taken_for_old_ones() -> None:
+    layer = nn.ModuleDict({"conv": nn.Sequential(nn.Conv2d(3, 4, 1))})
+    net = nn.ModuleDict({"denselayer1": layer})
+    assert "denselayer1.conv.0.weight" in named_as_in(net, net.state_dict(), "x", "x")
+
+
 def test_a_state_dict_of_another_network_is_refused_by_its_names() -> None:
     words = "their.pt: its tensors are called a.weight, b.weight: conv4 has "
     state = {"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}
@@ -244,7 +250,10 @@ def test_a_state_dict_of_another_network_is_refused_by_its_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_names": range(3)}, "net: class 0 is a int: allowed: text"),
+        ({"class_names": range(3)}, "net: the name 0 is a int: allowed: text"),
+        ({"dataset": None}, "net: the name None is a NoneType: allowed: text"),
+        ({"std": [0.5, 0.5, float("nan")]}, "std = .*nan.*: allowed: .*positive deviations"),
+        ({"arguments": {"a": float("nan")}}, "arguments = .*nan.*: allowed: what JSON can say"),
         ({"arguments": {"a": {1, 2}}}, "arguments = .*: allowed: what JSON can say"),
     ],
 )
@@ -253,25 +262,29 @@ def test_what_a_manifest_cannot_say_is_refused_before_it_is_written(
 ) -> None:
     """Else no later command could read the pool."""
     before, half = tree(tiny_pool), [0.5] * 3
-    given: dict[str, object] = {"class_names": ["a", "b", "c"], "image_size": 32} | changes
+    given = {"class_names": ["a", "b", "c"], "image_size": 32, "mean": half, "std": half} | changes
     with pytest.raises(BadInput, match=message):
-        add_teacher(tiny_pool, build("conv4", 3, 32), "conv4", mean=half, std=half, **given)  # type: ignore[arg-type]
+        add_teacher(tiny_pool, build("conv4", 3, 32), "conv4", **given)  # type: ignore[arg-type]
     assert tree(tiny_pool) == before
 
 
 def test_of_imports_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(folder: Path) -> list[TeacherInfo]:
-        time.sleep(0.02)  # so that all would read before any writes
-        return load_manifest(folder)
+        found = load_manifest(folder)
+        time.sleep(0.2)  # so that all would read before any writes
+        return found
 
     monkeypatch.setattr("stages.pool.importing.load_manifest", slowly)
     nets, half = [build("conv4", 2, 16) for _ in range(4)], [0.5] * 3
     for i, net in enumerate(nets):
         nn.init.constant_(net.head.bias, i)
     add_teacher(tmp_path / "pool", nets[0], "conv4", ["a", "b"], 16, half, half)
+
+    def join(net: nn.Module) -> TeacherInfo:
+        return add_teacher(tmp_path / "pool", net, "conv4", ["a", "b"], 16, half, half)
+
     with ThreadPoolExecutor(3) as threads:
-        for net in nets[1:]:
-            threads.submit(add_teacher, tmp_path / "pool", net, "conv4", ["a", "b"], 16, half, half)
+        assert len({info.file for info in threads.map(join, nets[1:])}) == 3
     biases = [teacher.net.head.bias[0].item() for teacher in load_pool(tmp_path / "pool")]
     assert sorted(biases) == [0, 1, 2, 3]
 

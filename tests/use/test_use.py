@@ -154,7 +154,10 @@ def test_a_checkpoint_of_others_is_never_exported_over(learner: Path, tmp_path: 
     save_file({"weight": torch.zeros(1)}, out)
     before = out.read_bytes()
     result = purer("export", learner, "--out", out)
-    assert (result.exit_code, "not written by purer" in result.output) == (2, True)
+    assert (result.exit_code, "no file of `purer export`" in result.output.replace("\n", " ")) == (
+        2,
+        True,
+    )
     assert out.read_bytes() == before
 
 
@@ -463,13 +466,18 @@ def test_names_of_any_kind_are_written_as_they_are(
     file: Path, support: Path, others: Path, tmp_path: Path
 ) -> None:
     (support / "red").rename(support / "red [old] :dog:")
-    old = os.fsdecode(b"K\xe4se.png")  # of an archive in Latin-1
-    (others / "red-0.png").rename(others / old)
+    for i, name in enumerate((b"K\xe4se", b"K\xf6se")):  # of an archive in Latin-1
+        (others / f"red-{i}.png").rename(others / os.fsdecode(name + b".png"))
+        (support / ("green", "blue")[i]).rename(support / os.fsdecode(name))
+    (others / os.fsdecode(b"1. \xdcbung")).touch()
     out = tmp_path / "out.csv"
     result = purer("adapt", support, "--learner", file, "--predict", others, "--out", out)
     assert result.exit_code == 0, result.output
     assert "[old] :dog:" in result.output
-    assert "K\ufffdse.png" in set(pd.read_csv(out)["image"])
+    assert r"1 files (. \xdcbung)" in result.output
+    table = pd.read_csv(out)
+    assert {r"K\xe4se.png", r"K\xf6se.png"} < set(table["image"])
+    assert {r"K\xe4se", r"K\xf6se", "red [old] :dog:"} < set(table.columns)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
