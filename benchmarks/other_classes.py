@@ -17,10 +17,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from readout_choices import N_QUERY, N_WAY, accuracies, reader
+from readout_choices import N_QUERY, N_WAY, compared, reader
 from torch import Tensor
 
-from stages.aggregate.results import interval
 from stages.common.dataset import ClassImages, load_split
 from stages.common.learner import load_learner, snapshots
 from stages.meta_test.episodes import fixed_tasks
@@ -52,17 +51,8 @@ def main(own: Path, other: Path, folders: list[Path]) -> None:
             for metric in (True, False) if info.distilled.n_directions else (False,):
                 read = reader(info, theta, info.distilled.readout, metric=metric)
                 classes = [read(info.view.of(images)) for images in data.images]
-                words = [
-                    f"{len(classes)} of {data.dataset}",
-                    str(folder),
-                    "yes" if metric else "no",
-                ]
-                for n_shot, episodes in tasks.items():
-                    found = accuracies(classes, episodes)
-                    more = (found - base.setdefault(n_shot, found)).numpy()
-                    words.append(f"{found.mean():.2f} ± {interval(found.numpy()):.2f}")
-                    words.append(f"{more.mean():+.2f} ± {interval(more):.2f}")
-                print(f"| {' | '.join(words)} |", flush=True)
+                which = f"{len(classes)} of {data.dataset} | {folder} | {'yes' if metric else 'no'}"
+                print(f"| {which} | {compared(classes, tasks, base)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,18 @@ def pool_rows(pool: list[Teacher], data: ClassImages) -> Iterator[tuple[str, Cla
     yield "features and log-ratios, mirrored too", readout(seen)[0]
 
 
-def accuracies(classes: Classes, tasks: list[Task]) -> Tensor:
-    """Percent of each episode, by the cosine to class means."""
-    return 100 * right(by_means([classes], tasks, "cosine"), tasks).double().mean(1)
+def compared(classes: Classes, tasks: dict[int, list[Task]], base: dict[int, Tensor]) -> str:
+    """Cells of a table, for each number of shots: accuracy, and its difference to `base`, paired.
+
+    By the cosine to class means. The first call sets `base`, percent of each episode.
+    """
+    words = []
+    for n_shot, own in tasks.items():
+        found = 100 * right(by_means([classes], own, "cosine"), own).double().mean(1)
+        more = (found - base.setdefault(n_shot, found)).numpy()
+        words.append(f"{found.mean():.2f} ± {interval(found.numpy()):.2f}")
+        words.append(f"{more.mean():+.2f} ± {interval(more):.2f}")
+    return " | ".join(words)
 
 
 def main(learner: Path, pool: Path, data_file: Path) -> None:
@@ -136,13 +145,7 @@ def main(learner: Path, pool: Path, data_file: Path) -> None:
     for kind, rows in kinds.items():
         base: dict[int, Tensor] = {}
         for name, classes in rows:
-            words = []
-            for n_shot, own in tasks.items():
-                found = accuracies(classes, own)
-                more = (found - base.setdefault(n_shot, found)).numpy()
-                words.append(f"{found.mean():.2f} ± {interval(found.numpy()):.2f}")
-                words.append(f"{more.mean():+.2f} ± {interval(more):.2f}")
-            print(f"| {kind} | {name} | {' | '.join(words)} |", flush=True)
+            print(f"| {kind} | {name} | {compared(classes, tasks, base)} |", flush=True)
 
 
 if __name__ == "__main__":
