@@ -24,6 +24,12 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 
+def first_of(names: Iterable[str], most: int) -> str:
+    """'a, b, ...': the first so many names, for a message or a table."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
+
+
 def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
     """Raise BadInput, with what is allowed and the nearest, unless `name` is among them."""
     names = list(allowed)

@@ -6,13 +6,12 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
+from stages.interface.errors import BadInput, did_you_mean, first_of, refuses_bad_input
 
 if TYPE_CHECKING:
     from stages.common.dataset import Normalisation
@@ -92,7 +91,7 @@ def show(pool: POOL) -> None:
         table.add_row(
             info.file.removesuffix(".safetensors"),
             info.architecture,
-            f"{len(info.class_names)} of {info.dataset}: {_first(info.class_names)}",
+            f"{len(info.class_names)} of {info.dataset}: {first_of(info.class_names, 5)}",
             str(info.image_size),
             _words(info.normalisation),
             "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
@@ -121,7 +120,7 @@ def check(pool: POOL) -> None:
                 " checked"
             )
         if twice := [known[1] for known in info.classes if owners[known] > 1]:
-            said += f"; {len(twice)} classes are another teacher's as well ({_first(twice)})"
+            said += f"; {len(twice)} classes are another teacher's as well ({first_of(twice, 5)})"
         typer.echo(f"{info.file}: {said}")
         if found:
             wrong.append(info.file)
@@ -176,10 +175,6 @@ def _classes(given: str) -> list[str]:
             f"{where}: {unit} {names.index('') + 1} is empty: allowed: a name for each output"
         )
     return names
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _arguments(given: str) -> dict[str, Any]:

@@ -71,11 +71,11 @@ def add_teacher(
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
     info = TeacherInfo(
-        file="",  # both known
+        file="",  # this and class_ids: known when it joins the pool
         architecture=architecture,
         n_outputs=outputs,
         dataset=dataset,
-        class_ids=(),  # in the pool
+        class_ids=(),
         class_names=tuple(class_names),
         image_size=int(image_size),
         mean=(float(mean[0]), float(mean[1]), float(mean[2])),

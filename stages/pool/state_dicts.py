@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.files import open_tensors
-from stages.interface.errors import BadInput
+from stages.interface.errors import BadInput, first_of
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
 # Heads that GoogLeNet and Inception have for their training only; their networks are made without.
@@ -43,12 +43,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise BadInput(f"{path}: holds a {type(content).__name__}: allowed: a state dict")
     for name, value in content.items():
-        named = isinstance(name, str)
-        if not (named and isinstance(value, Tensor)):
-            what = f"{name!r} is a {type(value).__name__}"
-            if not named:
-                what = f"the name {name!r} is a {type(name).__name__}"
-            raise BadInput(f"{path}: {what}: allowed: a state dict of tensors")
+        if not isinstance(name, str):
+            raise BadInput(
+                f"{path}: the name {name!r} is a {type(name).__name__}: allowed: a state dict of"
+                " tensors"
+            )
+        if not isinstance(value, Tensor):
+            raise BadInput(
+                f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
+            )
     return dict(content)
 
 
@@ -88,8 +91,8 @@ def named_as_in(
     }
     if expected.keys().isdisjoint(found):
         raise BadInput(
-            f"{source}: its tensors are called {_first(found)}: {architecture} has"
-            f" {_first(expected)}"
+            f"{source}: its tensors are called {first_of(found, 3)}: {architecture} has"
+            f" {first_of(expected, 3)}"
         )
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(COUNTER)}
     return counters | found
@@ -104,10 +107,6 @@ def _without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             return state
         stripped = dict(zip([rest for _, _, rest in parts], stripped.values(), strict=True))
     return stripped
-
-
-def _first(names: Mapping[str, Tensor]) -> str:
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def first_line(error: Exception) -> str:

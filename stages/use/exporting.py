@@ -89,20 +89,14 @@ class _Embedding(nn.Module):
         return nn.functional.normalize(features, dim=1)
 
 
-def _check_onnx(file: Path) -> None:
-    """Raise BadInput unless the learner of `file` can become ONNX here."""
+def _check_installed() -> None:
+    """Raise BadInput unless all that ONNX needs is there."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BadInput(f"ONNX needs {error.name}: pip install -e '.[onnx]' in the clone") from None
-    learner, _, info = load_learner(file)
-    if not learner.keeps_statistics:
-        raise BadInput(
-            f"{file}: a learner of method {info.method} normalises with a batch's statistics, so"
-            " it is no function of one image; allowed as ONNX: distilled learners"
-        )
 
 
 def export_onnx(file: Path, out: Path) -> float:
@@ -113,10 +107,15 @@ def export_onnx(file: Path, out: Path) -> float:
     Raises BadInput for a learner whose features depend on the batch, where onnx, onnxscript and
     onnxruntime are not installed, and if the two differ by more than the tolerance.
     """
-    _check_onnx(file)
+    _check_installed()
     import onnxruntime
 
     learner, theta, info = load_learner(file)
+    if not learner.keeps_statistics:
+        raise BadInput(
+            f"{file}: a learner of method {info.method} normalises with a batch's statistics, so"
+            " it is no function of one image; allowed as ONNX: distilled learners"
+        )
     embedding = _Embedding(learner, theta, info).eval()
     shape = (CHECKED_IMAGES, 3, info.image_size, info.image_size)
     x = torch.rand(shape, generator=generator(0, "onnx"))
