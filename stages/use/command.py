@@ -33,6 +33,7 @@ def export(
     onnx: Annotated[Path | None, typer.Option(help="An ONNX file to write as well.")] = None,
 ) -> None:
     """One file of a learner with everything needed to use it."""
+    from stages.common.files import written_whole
     from stages.use.exporting import (
         check_replaceable,
         chosen_snapshot,
@@ -49,10 +50,13 @@ def export(
             raise BadInput("--iteration and --cell: allowed: one of them")
         iteration = selected_iteration(cell, learner)
     snapshot = chosen_snapshot(learner, iteration)
-    if onnx is not None:  # first: it may be refused
-        worst = export_onnx(snapshot, onnx)
+    worst = None
+    with written_whole(out) as temporary:  # both files or none: either may be refused
+        info = export_safetensors(snapshot, temporary)
+        if onnx is not None:
+            worst = export_onnx(snapshot, onnx)
+    if worst is not None:
         typer.echo(f"{onnx}: differs from PyTorch by at most {worst:.1g}")
-    info = export_safetensors(snapshot, out)
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
         f" pixels, after {info.iteration} iterations"

@@ -68,11 +68,12 @@ class FewShotLearner:
         if len(classes) < 2:
             raise BadInput(f"one class only ({classes[0]!r}): allowed: two or more")
         moments = None
-        if not self._learner.keeps_statistics:
+        if self._learner.keeps_statistics:
+            z = self._features(images, None)
+        else:  # one batch, whose statistics later images are normalised with too
             with torch.inference_mode():
-                seen = self._learner.forward(self._theta, self._input(images)).bn_inputs
-                moments = batch_moments(seen)
-        z = self._features(images, moments)
+                seen = self._learner.forward(self._theta, self._input(images))
+                moments, z = batch_moments(seen.bn_inputs), F.normalize(seen.features, dim=1)
         belongs = torch.tensor([[label == name for label in labels] for name in classes]).to(z)
         share = belongs / belongs.sum(1, keepdim=True)
         return Classifier(self, classes, F.normalize(share @ z, dim=1), moments)

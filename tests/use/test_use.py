@@ -184,10 +184,12 @@ def test_what_the_system_refuses_is_one_message(
     options: tuple[str, str], message: str, learner: Path, tmp_path: Path
 ) -> None:
     out = () if "--out" in options else ("--out", tmp_path / "out.safetensors")
-    result = purer("export", learner, *options, *out)
+    onnx = tmp_path / "x.onnx"
+    result = purer("export", learner, *options, *out, "--onnx", onnx)
     assert result.exit_code == 2
     assert result.output.startswith("error: ")
     assert message in result.output
+    assert not onnx.exists()  # nor any other part of an export that failed
     assert "Traceback" not in result.output
 
 
@@ -444,6 +446,21 @@ def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) 
     assert torch.allclose(together, alone, atol=1e-5)
     with pytest.raises(BadInput, match="normalises with a batch's statistics"):
         learner.embed(images)
+
+
+def test_the_support_is_read_once_and_is_its_own_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = load_learner(learner_without_statistics(tmp_path))
+    images = procedural_images(6, 16, generator(0, "x"))
+    read, stack = [], few_shot.stack
+    monkeypatch.setattr(few_shot, "stack", lambda x, size: read.append(len(x)) or stack(x, size))
+    classifier = learner.adapt(images, list("abcabc"))
+    assert read == [6]
+    # As later images are seen: normalised with the support's statistics.
+    z = learner._features(list(images), classifier._moments)
+    means = F.normalize((z[:3] + z[3:]) / 2, dim=1)
+    assert torch.allclose(classifier.means, means, atol=1e-5)
 
 
 # --- the commands -----------------------------------------------------------------------------
