@@ -9,19 +9,19 @@ ratio. The images are procedural, since the time does not depend on what they sh
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+from speed import alternate
 
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 
-ROUNDS, N_WAY, N_SHOT, N_QUERY = 7, 5, 5, 15
+N_WAY, N_SHOT, N_QUERY = 5, 5, 15
 SIZE = (500, 375)
 
 
@@ -35,10 +35,9 @@ def save_images(folder: Path) -> None:
         Image.fromarray(image).resize(SIZE).save(home / f"{i:03d}.jpg")
 
 
-def seconds(*command: str) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def run(*command: str) -> Callable[[int], object]:
+    """What runs it in a process of its own, and fails where it fails."""
+    return lambda t: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def main(learner: Path) -> None:
@@ -47,17 +46,12 @@ def main(learner: Path) -> None:
         save_images(folder)
         purer = str(Path(sys.executable).with_name("purer"))
         adapt = [purer, "adapt", str(folder / "support"), "--learner", str(learner)]
-        commands = {
-            "purer adapt": [*adapt, "--predict", str(folder / "new")],
-            "import torch": [sys.executable, "-c", "import torch"],
-        }
-        found: dict[str, list[float]] = {title: [] for title in commands}
-        for t in range(ROUNDS + 1):
-            for title, command in commands.items():
-                taken = seconds(*command)
-                if t:  # the first reads the files from disk
-                    found[title].append(taken)
-    medians = {title: statistics.median(values) for title, values in found.items()}
+        medians = alternate(
+            {
+                "purer adapt": run(*adapt, "--predict", str(folder / "new")),
+                "import torch": run(sys.executable, "-c", "import torch"),
+            }
+        )
     print("| process | seconds | times importing torch |")
     print("| --- | ---: | ---: |")
     for title, median in medians.items():
