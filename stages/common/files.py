@@ -119,6 +119,8 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """The open safetensors file, for reading parts of it. Raises BadInput as `load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder: allowed: a safetensors file")
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:

@@ -58,7 +58,7 @@ def invert(
             optimizer.param_groups[0]["lr"] = params.lr * (1 + math.cos(math.pi * t / n_steps)) / 2
             _step(x, y.to(device), info, state, loss, optimizer, params.max_roll, stream)
             done(len(parts) * n_steps + t + 1)
-        parts.append(info.normalisation.invert(x.detach()).cpu())
+        parts.append(info.inverted_as.invert(x.detach()).cpu())
     return Labelled(torch.cat(parts), labels)
 
 
@@ -75,7 +75,7 @@ def _start(n: int, info: TeacherInfo, start: str, stream: torch.Generator) -> Te
     """Normalised pixels to start from (n, 3, s, s)."""
     if start == "noise":
         return torch.randn(n, 3, info.image_size, info.image_size, generator=stream)
-    return info.normalisation.apply(procedural_images(n, info.image_size, stream))
+    return info.inverted_as.apply(procedural_images(n, info.image_size, stream))
 
 
 def _step(
@@ -96,6 +96,6 @@ def _step(
     optimizer.zero_grad()
     loss(state, channels_last(seen), y).total.backward()
     optimizer.step()
-    low, high = info.normalisation.pixel_range(x)
+    low, high = info.inverted_as.pixel_range(x)
     with torch.no_grad():
         x.copy_(torch.maximum(torch.minimum(x, high), low))

@@ -11,20 +11,24 @@ written, the module must be named in the environment variable PURER_TRUST (`chec
 A network from elsewhere is wrapped: its features are what its head is given (its last linear layer
 of as many outputs; without any, such a convolution, as in SqueezeNet, whose input is averaged over
 the image), and the inputs of its BatchNorm2d layers are caught on the way. It may have none (ViT,
-ConvNeXt); then the BN-statistics term of model inversion does not exist.
+ConvNeXt); then the BN-statistics term of model inversion does not exist. One that cannot read
+images channels-last, as where features are flattened by `view`, is given them as it wants them.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build
+from stages.common.architectures import ARCHITECTURES, Output, bn_layers, build, channels_last
 from stages.interface.errors import BadInput, did_you_mean
 
 TRUST = "PURER_TRUST"  # environment variable: modules whose code a manifest may run, by commas
@@ -33,9 +37,10 @@ TRUST = "PURER_TRUST"  # environment variable: modules whose code a manifest may
 class Foreign(nn.Module):
     """A network from elsewhere, whose output is logits (n, k), as one that returns an `Output`."""
 
-    def __init__(self, net: nn.Module, n_outputs: int) -> None:
+    def __init__(self, net: nn.Module, n_outputs: int, image_size: int) -> None:
         super().__init__()
         self.net = net
+        self.channels_last = _takes_channels_last(net, image_size)
         self._seen: dict[int, Tensor] = {}  # of the pass under way: inputs by layer
         self._watched = [head(net, n_outputs), *(layer for _, layer in bn_layers(net))]
         for i, layer in enumerate(self._watched):
@@ -43,7 +48,7 @@ class Foreign(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         self._seen = {}
-        logits = self.net(x)
+        logits = self.net(x if self.channels_last else x.contiguous())
         seen, self._seen = self._seen, {}
         if len(seen) < len(self._watched):
             raise ValueError("its head or a BatchNorm2d layer takes no part in its forward pass")
@@ -53,6 +58,24 @@ class Foreign(nn.Module):
 
     def _catch(self, i: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._seen[i] = inputs[0]
+
+
+def _takes_channels_last(net: nn.Module, image_size: int) -> bool:
+    """Whether its forward pass works with images and kernels laid out so, as all stages have them.
+
+    Features that are laid out so cannot be flattened by `x.view(len(x), -1)`.
+    """
+    state = {name: channels_last(t.detach()) for name, t in net.state_dict().items()}
+    x = channels_last(torch.zeros(2, 3, image_size, image_size))
+    was_training = net.training
+    try:
+        with torch.inference_mode():
+            functional_call(net.eval(), state, (x,))
+    except Exception as error:  # if it is another one, it fails anyway, and is reported as it is
+        return "view" not in str(error)
+    finally:
+        net.train(was_training)
+    return True
 
 
 def head(net: nn.Module, n_outputs: int) -> nn.Linear | nn.Conv2d:
@@ -123,12 +146,11 @@ def _made(name: str, n_outputs: int, image_size: int, arguments: Mapping[str, An
         "python": _python,
     }
     if kind not in makers or not rest:
-        near = did_you_mean(name, [*ARCHITECTURES, *(f"torchvision/{n}" for n in _near(name))])
         raise BadInput(
             f"architecture = {name!r}: allowed: {', '.join(ARCHITECTURES)},"
-            f" torchvision/NAME, timm/NAME, python/MODULE:FUNCTION{near}"
+            f" torchvision/NAME, timm/NAME, python/MODULE:FUNCTION{_nearest(name)}"
         )
-    return Foreign(makers[kind](rest, n_outputs, dict(arguments)), n_outputs)
+    return Foreign(makers[kind](rest, n_outputs, dict(arguments)), n_outputs, image_size)
 
 
 def own_module(net: nn.Module) -> nn.Module:
@@ -136,17 +158,27 @@ def own_module(net: nn.Module) -> nn.Module:
     return net.net if isinstance(net, Foreign) else net
 
 
-def _near(name: str) -> list[str]:
-    """Names of torchvision, for a hint; none where it cannot be imported."""
-    try:
-        return _torchvision_names()
-    except ImportError:
-        return []
+def namesake(name: str) -> str:
+    """' (did you mean "torchvision/x"?)' for an x that torchvision has as well, else ''."""
+    return f' (did you mean "torchvision/{name}"?)' if name in _torchvision_names() else ""
+
+
+def _nearest(name: str) -> str:
+    """A hint to what may have been meant by a name that says of no package."""
+    last, theirs = name.rpartition("/")[2], _torchvision_names()
+    meant = []
+    for near in difflib.get_close_matches(last, [*{*ARCHITECTURES, *theirs}], n=3):
+        meant += [f'"{near}"'] if near in ARCHITECTURES else []
+        meant += [f'"torchvision/{near}"'] if near in theirs else []
+    return namesake(last) or (f" (did you mean {' or '.join(meant)}?)" if meant else "")
 
 
 def _torchvision_names() -> list[str]:
-    from torchvision import models
-
+    """Its classifiers; none where it cannot be imported."""
+    try:
+        from torchvision import models
+    except ImportError:
+        return []
     return list(models.list_models(module=models))
 
 
@@ -173,12 +205,13 @@ def _timm(name: str, n_outputs: int, arguments: dict[str, Any]) -> nn.Module:
             f"architecture = 'timm/{name}': timm is not installed; pip install timm"
         ) from None
     names = timm.list_models()
-    if name not in names:
+    kind = name.partition(".")[0]  # after it comes which pretraining, which says nothing here
+    if kind not in names:
         raise BadInput(
-            f"architecture = 'timm/{name}': timm has no such model{did_you_mean(name, names)}"
+            f"architecture = 'timm/{name}': timm has no such model{did_you_mean(kind, names)}"
         )
     net: nn.Module = timm.create_model(
-        name,
+        kind,
         pretrained=False,
         checkpoint_path="",  # so that `arguments` cannot name a file, which timm might unpickle
         num_classes=n_outputs,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from stages.common.dataset import Normalisation, View
-from stages.common.files import load_json, load_tensors, save_json, save_tensors
+from stages.common.files import KINDS, load_json, load_tensors, save_json, save_tensors
 from stages.common.networks import build_network, check_trusted, own_module
 from stages.interface.errors import BadInput
 
-MANIFEST = "manifest.json"
+MANIFEST, FILES = KINDS["pool"]
+# Deviations for which learning rates and weights of model inversion are meant; images of teachers
+# with others (pixels of 0 to 255 have 1/255) are inverted in USUAL, ImageNet's.
+MEANT = (0.1, 0.6)
+USUAL = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,12 @@ class TeacherInfo:
     @property
     def normalisation(self) -> Normalisation:
         return Normalisation(self.mean, self.std)
+
+    @property
+    def inverted_as(self) -> Normalisation:
+        """In which its images are inverted: its own, unless that is of quite another scale."""
+        low, high = MEANT
+        return self.normalisation if all(low <= s <= high for s in self.std) else USUAL
 
     @property
     def view(self) -> View:
@@ -117,7 +129,10 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
 
 
 def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise BadInput, in one sentence, unless `tensors` of `path` are a state dict of `net`."""
+    """Raise BadInput, in one sentence, unless `tensors` of `path` are a state dict of `net`.
+
+    Numbers that are not finite fit nothing.
+    """
     expected = net.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -129,6 +144,8 @@ def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
                 f"{path}: {name} has shape {tuple(tensors[name].shape)},"
                 f" its architecture {tuple(expected[name].shape)}"
             )
+        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
+            raise BadInput(f"{path}: {name} holds numbers that are not finite")
 
 
 def _info(row: Any, path: Path) -> TeacherInfo:
@@ -142,6 +159,17 @@ def _info(row: Any, path: Path) -> TeacherInfo:
         whole = False
     if not whole:
         raise BadInput(f"{path}: not a teacher of a pool (its metadata has {sorted(row)})")
+    if not fnmatch(info.file, FILES) or Path(info.file).name != info.file:
+        raise BadInput(f"{path}: file = {info.file!r}: allowed: {FILES}, in the pool's folder")
+    if not all(map(math.isfinite, (*info.mean, *info.std))) or not all(s > 0 for s in info.std):
+        raise BadInput(
+            f"{path}: mean = {info.mean}, std = {info.std}: allowed: numbers, deviations above 0"
+        )
+    if not 0 < len(info.class_names) <= info.n_outputs:
+        raise BadInput(
+            f"{path}: {len(info.class_names)} classes for {info.n_outputs} outputs: allowed: 1 to"
+            " as many as outputs"
+        )
     return info
 
 

@@ -93,7 +93,7 @@ def similarity(
 def _mean_of_synthetic(
     x: Tensor, info: TeacherInfo, pool: Sequence[Teacher], precision: Precision
 ) -> Tensor:
-    inputs = [teacher.info.view.of_another(x, info.normalisation) for teacher in pool]
+    inputs = [teacher.info.view.of_another(x, info.inverted_as) for teacher in pool]
     return _mean(inputs, pool, precision)
 
 

@@ -109,6 +109,7 @@ def meta_train(
         device=device,
         data_used=row.data_used(own),
         class_names=tuple(teacher.info.class_names for teacher in taught),
+        no_batch_norm=plain,
         continued=continued,
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )

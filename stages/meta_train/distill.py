@@ -173,11 +173,11 @@ class DistillRun:
         return found
 
     def synthetic(self) -> list[tuple[Tensor, Tensor]]:
-        """The first of the inverted images of the first classes, as their teachers see them."""
+        """The first of the inverted images of the first classes, normalised as they were made."""
         kept = []
         for teacher, (images, labels) in zip(self._pool, self._first(SHOWN), strict=False):
             few = torch.isin(labels, labels.unique()[:SHOWN_CLASSES])
-            kept.append((teacher.info.normalisation.apply(images[few]), labels[few]))
+            kept.append((teacher.info.inverted_as.apply(images[few]), labels[few]))
         return kept
 
     def state(self) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def save_picture(
     for (images, labels), teacher in zip(synthetic, pool, strict=True):
         info = teacher.info
         strips = panels.setdefault(f"{info.architecture}, {info.dataset}", [])
-        pixels = info.normalisation.invert(images.cpu())
+        pixels = info.inverted_as.invert(images.cpu())
         for label in labels.unique()[: ROWS - len(strips)]:
             strip = torch.cat(list(pixels[labels.cpu() == label.cpu()][:COLUMNS]), 1)
             width = strip.shape[1] * IMAGE // info.image_size

@@ -1,8 +1,8 @@
 """The dynamic dataset: synthetic images of every class of every teacher (PURER, section 4.2).
 
 Shapes: teacher i has k_i classes with n_per_class images each, in the teacher's own size and
-normalised input space, never clamped (METHODS 1.1). Episodes show them as the learner sees images.
-A class that two teachers know is two pseudo classes, as published.
+normalised input space (`TeacherInfo.inverted_as`), never clamped (METHODS 1.1). Episodes show them
+as the learner sees images. A class that two teachers know is two pseudo classes, as published.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DynamicDataset:
         self.images: list[Tensor] = []
         self.labels: list[Tensor] = []
         self._view = view
-        self._normalisations = [teacher.info.normalisation for teacher in pool]
+        self._normalisations = [teacher.info.inverted_as for teacher in pool]
         self._classes: list[tuple[int, int]] = []  # (teacher, place among its classes here)
         for i, teacher in enumerate(pool):
             known, size = len(teacher.info.class_ids), teacher.info.image_size

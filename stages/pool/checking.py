@@ -2,7 +2,7 @@
 
 - a file that is missing, truncated, foreign, or not what the manifest says (as `load_pool` does)
 - a dead teacher: whatever it sees, it says the same
-- numbers that are none
+- numbers that are none, outputs that are probabilities
 - a wrong normalisation: the first BatchNorm layer remembers the moments of what it saw in training;
   where another usual normalisation fits them much better than the manifest's, that one is named
 """
@@ -22,6 +22,7 @@ from stages.common.pool import Teacher, TeacherInfo, load_manifest, load_teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
+from stages.pool.importing import PROBABILITIES, are_probabilities
 
 Moments = tuple[Tensor, Tensor]  # mean and biased variance of each channel, (c,) each
 
@@ -64,11 +65,10 @@ def check_pool(folder: Path) -> Iterator[Checked]:
 def findings(teacher: Teacher) -> list[str]:
     """What is wrong with a teacher whose file is whole."""
     found = []
-    for name, tensor in teacher.net.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return [f"{name} holds numbers that are not finite"]
     images = procedural_images(N_IMAGES, teacher.info.image_size, generator(0, "pool check"))
     logits, moments = answers(teacher, images, teacher.info.normalisation)
+    if are_probabilities(logits):
+        found.append(PROBABILITIES)
     spread = logits.softmax(1).std(0).max()
     if not spread > DEAD:
         found.append(f"dead: its probabilities vary by {spread:.1g} over {N_IMAGES} images")
@@ -110,6 +110,8 @@ def misfit(teacher: Teacher, moments: Moments) -> float:
     assert mean_ref is not None
     assert var_ref is not None
     live = var_ref > 1e-8
+    if not live.any():
+        return 0.0  # nothing to compare: no finding
     terms = (mean - mean_ref).square() / var_ref + (var.clamp(min=1e-12) / var_ref).log().square()
     return float(terms[live].mean())
 

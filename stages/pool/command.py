@@ -52,6 +52,10 @@ def import_teacher(
     arguments: Annotated[
         str, typer.Option(help="JSON for the architecture's maker, as '{\"image_size\": 64}'.")
     ] = "{}",
+    key: Annotated[
+        str | None,
+        typer.Option(help="Of a checkpoint with several state dicts, as model_ema: which."),
+    ] = None,
 ) -> None:
     """Add a classifier to a pool, making the pool if there is none."""
     from stages.pool.importing import add_teacher
@@ -60,7 +64,7 @@ def import_teacher(
     mean, std = _normalisation(normalisation)
     info = add_teacher(
         pool,
-        read_state(weights),
+        read_state(weights, key),
         architecture,
         _classes(classes),
         image_size,

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.common.architectures import channels_last
+from stages.common.dataset import Normalisation, View
 from stages.common.files import load_tensors
 from stages.common.networks import build_network, own_module
 from stages.common.pool import (
@@ -27,9 +29,15 @@ from stages.common.pool import (
     save_manifest,
     save_teacher,
 )
+from stages.common.procedural import procedural_images
+from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.interface.provenance import origin, provenance_of, save_provenance
 from stages.pool.state_dicts import first_line, named_as_in
+
+PROBABILITIES = "gives probabilities: allowed: logits, what comes before a softmax"
+N_COMPARED = 4  # images that a network and what is made again are compared on
+UNLIKE = 0.05  # of the largest output; a bfloat16 network differs by less from its float32 twin
 
 
 def add_teacher(
@@ -50,7 +58,9 @@ def add_teacher(
 
     Beside the folder its provenance is written, as every stage does.
 
-    `net`: the network or its state dict; output j stands for class_names[j]. `architecture`: a
+    `net`: the network or its state dict; output j, a logit, stands for class_names[j]. A network
+    is compared with what is made again from `architecture`: arguments that have no parameters
+    (strides, activations) leave no trace in a state dict. `architecture`: a
     name of stages/common/networks.py, from which the network is made again whenever the pool is
     read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`: here at
     once, later only where PURER_TRUST names its module. Pixels p in [0, 1] were shown to it as
@@ -70,6 +80,8 @@ def add_teacher(
     state = named_as_in(own_module(made), state, architecture, source)
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
+    if isinstance(net, nn.Module):
+        _check_same(net, made, View(image_size, Normalisation(tuple(mean), tuple(std))), source)
     info = TeacherInfo(
         file="",  # this and class_ids: known when it joins the pool
         architecture=architecture,
@@ -196,4 +208,40 @@ def _try_out(net: nn.Module, image_size: int, outputs: int, source: str) -> None
     if logits.shape != (2, outputs):
         raise BadInput(
             f"{source}: gives outputs of shape {tuple(logits.shape[1:])}: allowed: ({outputs},)"
+        )
+    if are_probabilities(logits):
+        raise BadInput(f"{source}: {PROBABILITIES}")
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (n, k) are a softmax's. (Its logarithm's are logits like any others.)"""
+    whole = outputs.float().sum(1)
+    return bool((outputs >= 0).all() and ((whole - 1).abs() < 1e-3).all())
+
+
+def _check_same(net: nn.Module, made: nn.Module, view: View, source: str) -> None:
+    """Raise BadInput unless both answer alike; `net` is left as it was."""
+    images = procedural_images(N_COMPARED, view.image_size, generator(0, "pool import"))
+    x = view.of(images).contiguous()
+    like = next((p for p in net.parameters() if p.is_floating_point()), x)
+    training = {module: module.training for module in net.modules()}
+    try:
+        with torch.inference_mode():
+            answer = net.eval()(x.to(like.device, like.dtype))
+            expected = made(channels_last(x)).logits
+    except Exception as error:  # whatever somebody's network raises
+        raise BadInput(f"{source}: {first_line(error)}") from None
+    finally:
+        for module, was in training.items():
+            module.training = was
+    given = getattr(answer, "logits", answer)
+    if not isinstance(given, Tensor) or given.shape != expected.shape:
+        raise BadInput(f"{source}: gives a {type(given).__name__} unlike its architecture's")
+    difference = float((given.float().cpu() - expected).abs().max())
+    largest = float(expected.abs().max())
+    if not difference <= UNLIKE * largest:
+        raise BadInput(
+            f"{source}: what its architecture and arguments make again has the same parameters but"
+            f" answers otherwise, by {difference:.2g} where outputs reach {largest:.2g}; allowed:"
+            " arguments that make the same network (strides, activations and the like)"
         )

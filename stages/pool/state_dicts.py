@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stages.common.files import open_tensors
-from stages.interface.errors import BadInput, first_of
+from stages.common.networks import namesake
+from stages.interface.errors import BadInput, check_name, first_of
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # keys that checkpoints hide it under
+_SCALAR = np.float64(0).__reduce__()[0]
+# What training scripts save beside tensors and what runs nothing: options, single numbers of NumPy.
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 # Heads that GoogLeNet and Inception have for their training only; their networks are made without.
 AUXILIARY = {
     "torchvision/googlenet": ("aux1.", "aux2."),
@@ -26,39 +36,69 @@ DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 REFUSED = re.compile(r"GLOBAL (\S+)")  # what weights_only=True would have to run
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .pt or .pth read with weights_only=True.
 
-    Raises BadInput for a file that is missing, not whole, or holds anything but tensors.
+    A checkpoint may hold its state dict under a key, however deep, beside what else training saved.
+    `key` says under which, "model" or "ema.model", if there are several.
+
+    Raises BadInput for a file that is missing, not whole, or holds code, for one without a state
+    dict, and for one with several if `key` is none of theirs.
     """
     if path.suffix == ".safetensors":
+        if key is not None:
+            raise BadInput(f"key = {key!r}: {path} is a .safetensors file, which has no keys")
         with open_tensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     content = _unpickled(path)
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    found = _state_dicts(content)
+    if key is not None:
+        check_name(f"{path}: key", key, [name for name in found if name] or ["none"])
+        return found[key]
+    if not found:
+        raise BadInput(f"{path}: {_instead(content)}: allowed: a state dict of tensors")
+    if len(found) > 1:
+        raise BadInput(
+            f"{path}: holds several state dicts: {', '.join(found)}; say which with --key, as"
+            f" --key {next(iter(found))}"
+        )
+    return next(iter(found.values()))
+
+
+def _state_dicts(content: Any, key: str = "") -> dict[str, dict[str, Tensor]]:
+    """What is a state dict in a checkpoint, by dotted key; "": the whole of it."""
     if not isinstance(content, Mapping) or not content:
-        raise BadInput(f"{path}: holds a {type(content).__name__}: allowed: a state dict")
+        return {}
+    if all(isinstance(n, str) and isinstance(t, Tensor) for n, t in content.items()):
+        # Random states and scores of a training are no network.
+        weights = not key or any(t.is_floating_point() and t.dim() > 1 for t in content.values())
+        return {key: dict(content)} if weights else {}
+    found = {}
+    for name, value in content.items():
+        if isinstance(name, str):
+            found |= _state_dicts(value, f"{key}.{name}" if key else name)
+    return found
+
+
+def _instead(content: Any) -> str:
+    """What a checkpoint without a state dict holds."""
+    if not isinstance(content, Mapping):
+        return f"holds a {type(content).__name__}"
     for name, value in content.items():
         if not isinstance(name, str):
-            raise BadInput(
-                f"{path}: the name {name!r} is a {type(name).__name__}: allowed: a state dict of"
-                " tensors"
-            )
+            return f"the name {name!r} is a {type(name).__name__}"
         if not isinstance(value, Tensor):
-            raise BadInput(
-                f"{path}: {name!r} is a {type(value).__name__}: allowed: a state dict of tensors"
-            )
-    return dict(content)
+            return f"{name!r} is a {type(value).__name__}"
+    return "holds nothing"
 
 
 def _unpickled(path: Path) -> Any:
     allowed = "Allowed: torch.save(net.state_dict(), ...)"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = REFUSED.search(str(error))
         raise BadInput(
@@ -77,8 +117,9 @@ def named_as_in(
     """`state`, cloned (tied weights share memory, which safetensors refuses), as `net` names it.
 
     Without what comes before all names (module. of DataParallel, _orig_mod. of torch.compile,
-    model. of Lightning), without heads that only training uses, with counters at zero where a file
-    is older than they are.
+    model. of Lightning) and what else is there then (a loss's own weights, a counter of
+    AveragedModel), without heads that only training uses, with counters at zero where a file is
+    older than they are.
 
     Raises BadInput if no name is the network's. Whether the rest fits is not looked at here.
     """
@@ -92,14 +133,25 @@ def named_as_in(
     if expected.keys().isdisjoint(found):
         raise BadInput(
             f"{source}: its tensors are called {first_of(found, 3)}: {architecture} has"
-            f" {first_of(expected, 3)}"
+            f" {first_of(expected, 3)}{namesake(architecture)}"
         )
     counters = {name: tensor for name, tensor in expected.items() if name.endswith(COUNTER)}
     return counters | found
 
 
 def _without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Any:
-    """`state` without the first parts that all its names share, if that makes one of them known."""
+    """`state` without what hides the network's names, if no name is known as it is.
+
+    That is the one prefix under which all of them are, counters apart; or the first parts that all
+    names share.
+    """
+    if not expected.keys().isdisjoint(state):
+        return state
+    needed = [name for name in expected if not name.endswith(COUNTER)]
+    prefixes = {n.removesuffix(needed[0]) for n in state if n.endswith(f".{needed[0]}")}
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in needed)]
+    if len(whole) == 1:
+        return {n.removeprefix(whole[0]): state[n] for n in state if n.startswith(whole[0])}
     stripped = dict(state)
     while expected.keys().isdisjoint(stripped):
         parts = [name.partition(".") for name in stripped]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,8 +21,9 @@ from typer.testing import CliRunner, Result
 
 from stages.aggregate.cells import Run
 from stages.cli import app
-from stages.common.architectures import batch_moments, bn_layers, build
+from stages.common.architectures import batch_moments, bn_layers, build, channels_last
 from stages.common.files import load_json
+from stages.common.natural_inversion import _start, invert
 from stages.common.networks import Foreign, build_network, head
 from stages.common.params import InversionWeights
 from stages.common.pool import (
@@ -35,11 +37,12 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
+from stages.interface.params import load
 from stages.pool.checking import NORMALISATIONS, answers, check_pool
 from stages.pool.command import _classes
 from stages.pool.importing import add_teacher
 from stages.pool.state_dicts import named_as_in, read_state
-from tests.conftest import random_state, teacher_info
+from tests.conftest import ROOT, random_state, teacher_info
 
 HERE = "tests.pool.test_own_pools"
 
@@ -77,7 +80,7 @@ def trained(net: nn.Module, normalisation: str = "imagenet") -> nn.Module:
     images = procedural_images(128, 32, generator(0, "seen"))
     with torch.no_grad():
         for _ in range(20):
-            net(NORMALISATIONS[normalisation].apply(images))
+            net(NORMALISATIONS[normalisation].apply(images).contiguous())
     return net.eval()
 
 
@@ -148,7 +151,9 @@ def test_classifiers_of_timm_are_read_where_it_is_installed() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet81", r"architecture = 'resnet81': allowed: conv4, .*did you mean \"resnet18\""),
+        ("resnet81", r"architecture = 'resnet81': allowed: conv4, .*did you mean .*\"resnet18\""),
+        ("resnet50", r'\(did you mean "torchvision/resnet50"\?\)'),
+        ("vgg61", r'did you mean .*"torchvision/vgg16"'),
         ("torchvision/resnet19", r"no such classifier \(did you mean \"resnet18\"\?\)"),
         ("torchvision/", "allowed: conv4"),
         ("elsewhere/net", "allowed: conv4"),
@@ -210,6 +215,46 @@ def test_what_comes_before_all_names_does_not_matter(prefix: str) -> None:
     found = named_as_in(net, state, "conv4", "net.pt")
     assert found.keys() == net.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_what_lies_beside_a_prefix_is_left_out() -> None:
+    net = build("conv4", 3, 32)
+    own = {f"net.module.{name}": tensor for name, tensor in net.state_dict().items()}
+    beside = {"loss.weight": torch.ones(3), "n_averaged": torch.ones(())}
+    found = named_as_in(net, own | beside, "conv4", "x.pt")
+    assert found.keys() == net.state_dict().keys()
+    with pytest.raises(BadInput, match="its tensors are called net"):
+        named_as_in(net, own | {f"twin.{n}": t for n, t in own.items()}, "conv4", "x.pt")
+
+
+def test_the_checkpoint_of_a_training_is_read(tmp_path: Path) -> None:
+    net, path = build("conv4", 3, 32), tmp_path / "training.pt"
+    optimizer = torch.optim.Adam(net.parameters())
+    sum(p.sum() for p in net.parameters()).backward()
+    optimizer.step()
+    training = {
+        "args": Namespace(lr=0.1, layers=[1, 2]),
+        "best": np.float64(71.2),
+        "epoch": np.int64(3),
+        "optimizer": optimizer.state_dict(),
+        "random": {"cpu": torch.get_rng_state()},
+        "scores": {"epoch-3.pt": torch.tensor(71.2)},
+    }
+    torch.save(training | {"weights": net.state_dict()}, path)
+    assert_equal(read_state(path), net.state_dict())
+    other = build("conv4", 3, 32).state_dict()
+    torch.save(training | {"model": net.state_dict(), "ema": {"model": other}}, path)
+    assert_equal(read_state(path, "ema.model"), other)
+    with pytest.raises(BadInput, match=r"key = 'em': allowed: model, ema.model"):
+        read_state(path, "em")
+    given = ("pool", "import", tmp_path / "pool", path, "--architecture", "conv4", *IMPORT)
+    assert purer(*given, "--key", "model").exit_code == 0
+    assert_equal(load_pool(tmp_path / "pool")[0].net.state_dict(), net.state_dict())
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_prefix_of_the_networks_own_stays() -> None:
@@ -445,6 +490,100 @@ def test_a_network_that_is_no_classifier_is_refused(
     assert not (tmp_path / "pool").exists()
 
 
+class Viewing(nn.Module):
+    """As many a network: it flattens by `view`, which features laid out channels-last refuse."""
+
+    def __init__(self, stride: int = 2, ends: str = "logits") -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, stride, padding=1), nn.BatchNorm2d(6)
+        self.head, self.ends = nn.Linear(6 * 16, 3), ends
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.norm(self.conv(x)).relu(), 4)
+        x = self.head(x.view(x.size(0), -1))
+        return x.softmax(1) if self.ends == "probabilities" else x
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_network_that_flattens_by_view_is_a_teacher(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, n = trained(Viewing()), NORMALISATIONS["imagenet"]
+    add_teacher(tmp_path, net, f"python/{HERE}:Viewing", ["a", "b", "c"], 32, n.mean, n.std)
+    ((_, found, _),) = check_pool(tmp_path)
+    assert not found
+    (teacher,) = load_pool(tmp_path)
+    x = channels_last(torch.randn(4, 3, 32, 32, generator=generator(0, "x")))
+    assert torch.equal(teacher.net(x).logits, net(x.contiguous()))
+    weights = InversionWeights(bn_statistics=1.0, tv=0.0, l2=0.0)
+    ((state, loss),) = teacher_losses([teacher], weights, "float32", lambda n: lambda f: f)
+    loss(state, x.requires_grad_(), torch.tensor([0, 1, 2, 0])).total.backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    layouts = build_network("torchvision/resnet18", 3, 32), teacher.net
+    assert [foreign.channels_last for foreign in layouts] == [True, False]
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_network_is_compared_with_what_is_made_again(tmp_path: Path) -> None:
+    net = Viewing(stride=1)
+    given = (f"python/{HERE}:Viewing", ["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(BadInput, match="the same parameters but answers otherwise"):
+        add_teacher(tmp_path / "pool", net, *given)
+    assert not (tmp_path / "pool").exists()
+    net.conv.eval()
+    add_teacher(tmp_path / "pool", net, *given, arguments={"stride": 1})
+    assert (net.training, net.conv.training) == (True, False)  # as it was
+
+
+@pytest.mark.usefixtures("trusted")
+def test_probabilities_are_no_logits(tmp_path: Path) -> None:
+    net, where = Viewing(ends="probabilities"), f"python/{HERE}:Viewing"
+    given = (["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(BadInput, match="net: gives probabilities: allowed: logits"):
+        add_teacher(tmp_path / "pool", net, where, *given, arguments={"ends": "probabilities"})
+    add_teacher(tmp_path / "pool", net.state_dict(), where, *given)
+    (info,) = load_manifest(tmp_path / "pool")
+    info = replace(info, arguments={"ends": "probabilities"})
+    save_teacher(tmp_path / "pool" / info.file, info, net.state_dict())
+    save_manifest(tmp_path / "pool", [info])
+    ((_, found, _),) = check_pool(tmp_path / "pool")
+    assert "gives probabilities: allowed: logits, what comes before a softmax" in found
+
+
+class Bytes(Viewing):
+    """Takes pixels of 0 to 255 for those that its parent takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raw = NORMALISATIONS["bytes"]
+        return super().forward(raw.convert(x, NORMALISATIONS["imagenet"]).contiguous())
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("start", ["procedural", "noise"])
+def test_images_are_inverted_alike_whatever_the_scale_of_pixels(start: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = trained(Viewing()).state_dict()
+    for name, normalisation in (("Viewing", "imagenet"), ("Bytes", "bytes")):
+        n, classes = NORMALISATIONS[normalisation], [f"{name}-{c}" for c in "abc"]
+        add_teacher(tmp_path, state, f"python/{HERE}:{name}", classes, 32, n.mean, n.std)
+    pool = load_pool(tmp_path)
+    params = load(ROOT / "params.yaml").meta_train.distillation.inversion
+    params = params.model_copy(update={"precision": "float32"})
+    losses = teacher_losses(pool, params.weights, "float32", lambda n: lambda f: f)
+    made = [
+        invert(
+            *(teacher.info, state, loss, torch.arange(6) % 3, start, params, 8),
+            *(generator(0, "inversion"), "cpu"),
+        ).images.float()
+        for teacher, (state, loss) in zip(pool, losses, strict=True)
+    ]
+    begun = pool[1].info.inverted_as.invert(
+        _start(6, pool[1].info, start, generator(0, "inversion"))
+    )
+    assert (made[1] - begun.float()).abs().mean() > 8  # of 255
+    assert (made[0] - made[1]).abs().mean() < 0.5
+
+
 @pytest.mark.usefixtures("trusted")
 def test_any_module_joins_in_five_lines(tmp_path: Path) -> None:
     net = Small(width=4)
@@ -519,7 +658,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     torch.save(Dangerous(), folder / "code.pt")
     torch.save({"a": 1}, folder / "numbers.pt")
     torch.save({0: torch.zeros(1)}, folder / "numbered.pt")
-    torch.save({"state_dict": state, "args": Namespace(lr=0.1)}, folder / "training.pt")
+    torch.save({"state_dict": state, "args": Dangerous()}, folder / "hidden.pt")
+    torch.save({"model": state, "ema": {"model": state}}, folder / "several.pt")
+    torch.save({"model": {"score": torch.zeros(())}}, folder / "none.pt")
     torch.save([1, 2], folder / "list.pt")
     torch.save({}, folder / "empty.pt")
     (folder / "text.pt").write_text("not a checkpoint")
@@ -544,12 +685,14 @@ def _bad_files(folder: Path) -> dict[str, Path]:
             r"holds (builtins\.)?print besides tensors, which is code; it is not run. Allowed",
         ),
         ("pickle.pt", "holds code, not tensors alone"),
-        ("training.pt", "holds argparse.Namespace besides tensors"),
+        ("hidden.pt", r"holds (builtins\.)?print besides tensors"),
+        ("several.pt", "several state dicts: model, ema.model; say which with --key"),
+        ("none.pt", "'score' is a Tensor|'model' is a dict: allowed: a state dict"),
         ("text.pt", "no checkpoint"),
         ("numbers.pt", "'a' is a int"),
         ("numbered.pt", "the name 0 is a int: allowed: a state dict"),
         ("list.pt", "holds a list"),
-        ("empty.pt", "holds a dict"),
+        ("empty.pt", "holds nothing"),
         ("truncated.pt", "not a whole checkpoint"),
         ("truncated.safetensors", "not a whole safetensors file"),
         ("zero.pt", "zero.pt: not a whole checkpoint: "),
@@ -675,7 +818,31 @@ def test_numbers_that_are_none_are_found(tiny_pool: Path) -> None:
     state["convs.2.weight"][0, 0, 0, 0] = float("nan")
     save_teacher(tiny_pool / info.file, info, state)
     found = {info.file: lines for info, lines, _ in check_pool(tiny_pool)}
-    assert found["teacher-01.safetensors"] == ["convs.2.weight holds numbers that are not finite"]
+    (said,) = found["teacher-01.safetensors"]
+    assert said.endswith("teacher-01.safetensors: convs.2.weight holds numbers that are not finite")
+    given = ("conv4", ["a", "b", "c"], 16, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(BadInput, match=r"net: convs\.2\.weight holds numbers that are not finite"):
+        add_teacher(tiny_pool, state, *given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"file": "cat.safetensors"}, "allowed: teacher-*.safetensors"),
+        ({"file": "teacher-x/../../teacher-00.safetensors"}, "in the pool's folder"),
+        ({"std": (0.25, 0.0, 0.25)}, "deviations above 0"),
+        ({"mean": (0.25, float("nan"), 0.25)}, "allowed: numbers"),
+        ({"n_outputs": 2}, "3 classes for 2 outputs"),
+    ],
+)
+def test_what_a_hand_made_manifest_may_not_say(
+    changes: dict[str, object], message: str, tiny_pool: Path, tmp_path: Path
+) -> None:
+    infos = load_manifest(tiny_pool)
+    save_manifest(tiny_pool, [infos[0], replace(infos[1], **changes)])
+    result = purer("pool", "adopt", tiny_pool, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
 
 
 def test_every_file_is_judged_though_one_is_broken(tiny_pool: Path) -> None:
