@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stages.interface.errors import BadInput, refuses_bad_input
+from stages.interface.errors import BadInput, first_of, refuses_bad_input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ def export(
     """One file of a learner with everything needed to use it."""
     from stages.common.files import written_whole
     from stages.use.exporting import (
+        UNKNOWN,
         check_replaceable,
         chosen_snapshot,
         export_onnx,
@@ -45,6 +46,8 @@ def export(
     _check_ending(out, ".safetensors")
     _check_ending(onnx, ".onnx")
     check_replaceable(out)
+    if onnx is not None:
+        check_replaceable(onnx)
     if cell is not None:
         if iteration is not None:
             raise BadInput("--iteration and --cell: allowed: one of them")
@@ -57,10 +60,13 @@ def export(
             worst = export_onnx(snapshot, onnx)
     if worst is not None:
         typer.echo(f"{onnx}: differs from PyTorch by at most {worst:.1g}")
+    how = "" if iteration is not None else "; the last snapshot: --cell takes the selected one"
     typer.echo(
         f"{out}: {info.method}, {info.architecture} for {info.image_size} x {info.image_size}"
-        f" pixels, after {info.iteration} iterations"
+        f" pixels, after {info.iteration} iterations{how}"
     )
+    if info.provenance == UNKNOWN:
+        typer.echo(f"no provenance stands beside {learner}: where it comes from is unknown")
 
 
 @refuses_bad_input
@@ -70,13 +76,17 @@ def adapt(
     predict: Annotated[
         list[Path], typer.Option(help="An image or a folder of images; may be repeated.")
     ],
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(help="More of --predict, as the shell makes of --predict new/*.jpg."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A .csv or .parquet file to write as well.")
     ] = None,
 ) -> None:
     """Learn classes from a few images each, then say which class other images are of."""
     from stages.use.few_shot import load_learner
-    from stages.use.images import class_folders, image_files, names
+    from stages.use.images import beside_classes, class_folders, image_files, names
 
     _check_ending(out, *TABLES)
     classes = class_folders(support)
@@ -85,6 +95,7 @@ def adapt(
             f"{support / taken[0]}: a class may not be called {' or '.join(COLUMNS)}: columns of"
             " the predictions"
         )
+    predict = [*predict, *(more or ())]
     files = [file for place in predict for file in image_files(place)]
     model = load_learner(learner)
     shots = [(file, name) for name, found in classes.items() for file in found]
@@ -96,7 +107,7 @@ def adapt(
         _save(out, columns, classifier.classes, shares)
     _show(columns["image"], classifier.classes, shares, out)
     typer.echo(f"{len(classes)} classes from {len(shots)} images")
-    _say_passed_over([*{file.parent for file, _ in shots}, *predict])
+    _say_passed_over([*{file.parent for file, _ in shots}, *predict], beside_classes(support))
 
 
 @refuses_bad_input
@@ -118,14 +129,23 @@ def embed(
     _say_passed_over(images)
 
 
-def _say_passed_over(places: Iterable[Path]) -> None:
-    """Say which files of these folders were not read, lest fewer images are used than are there."""
+def _say_passed_over(places: Iterable[Path], beside: Sequence[Path] = ()) -> None:
+    """Say what was not read of these folders, lest fewer images are used than are there.
+
+    `beside`: files beside the folders of classes.
+    """
     from stages.use.images import passed_over, text
 
-    others = [file for place in {*places} for file in passed_over(place)]
-    if others:
-        endings = ", ".join(sorted({text(file.suffix.lower()) or "no ending" for file in others}))
-        typer.echo(f"not read, for they are no images to Pillow: {len(others)} files ({endings})")
+    found = [path for place in {*places} for path in passed_over(place)]
+    folders = [path for path in found if path.is_dir()]
+    files = [path for path in found if not path.is_dir()]
+    if files:
+        endings = ", ".join(sorted({text(file.suffix.lower()) or "no ending" for file in files}))
+        typer.echo(f"not read, for they are no images to Pillow: {len(files)} files ({endings})")
+    for what, paths in (("within folders of images", folders), ("beside the classes", beside)):
+        if paths:
+            listed = first_of(sorted(text(path.name) for path in paths), 3)
+            typer.echo(f"not read, for they lie {what}: {len(paths)} ({listed})")
 
 
 def _check_ending(out: Path | None, *allowed: str) -> None:

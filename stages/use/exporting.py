@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.common.files import load_json, metadata_of, open_tensors, written_whole
+from stages.common.files import METADATA_KEY, load_json, metadata_of, open_tensors, written_whole
 from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -17,6 +18,7 @@ from stages.interface.provenance import provenance_of, runs_behind
 
 CHECKED_IMAGES = 8
 TOLERANCE = 1e-4  # of a feature, between PyTorch and ONNX
+UNKNOWN = {"commit": "unknown"}  # the provenance of a learner that has none beside it
 
 
 def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
@@ -51,24 +53,50 @@ def selected_iteration(cell: Path, folder: Path) -> int:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raise BadInput if `out` is there and no earlier export: it may be somebody's only copy."""
+    """Raise BadInput if `out` is there and no earlier export: it may be somebody's only copy.
+
+    For an ONNX file, which takes the onnx package to tell, also where that is not installed.
+    """
     if not out.exists():
         return
+    if not (_is_our_onnx if out.suffix == ".onnx" else _is_export)(out):
+        raise BadInput(f"{out}: is there and no file of `purer export`; allowed: a new name")
+
+
+def _is_export(out: Path) -> bool:
     try:
         with open_tensors(out) as file:
-            exported = bool(metadata_of(file, out).get("provenance"))  # a snapshot's is empty
+            return bool(metadata_of(file, out).get("provenance"))  # a snapshot's is empty
     except BadInput:
-        exported = False
-    if not exported:
-        raise BadInput(f"{out}: is there and no file of `purer export`; allowed: a new name")
+        return False
+
+
+def _is_our_onnx(out: Path) -> bool:
+    _check_installed()
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(out, load_external_data=False)
+    except (DecodeError, OSError):
+        return False
+    return any(entry.key == METADATA_KEY for entry in model.metadata_props)
+
+
+def provenance_beside(snapshot: Path) -> dict[str, Any]:
+    """Of the learner in whose folder the snapshot is: never empty, or no export would know its own.
+
+    A folder that was moved without the file beside it has an unknown one.
+    """
+    beside = provenance_of(snapshot.absolute().parents[1])  # "." has no name
+    return load_json(beside) if beside.exists() else UNKNOWN
 
 
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
     """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
     _, theta, info = load_learner(snapshot)
-    beside = provenance_of(snapshot.absolute().parents[1])  # "." has no name
-    provenance: dict[str, Any] = load_json(beside) if beside.exists() else {}
-    save_learner(out, theta, replace(info, provenance=provenance))
+    info = replace(info, provenance=provenance_beside(snapshot))
+    save_learner(out, theta, info)
     return info
 
 
@@ -102,12 +130,14 @@ def _check_installed() -> None:
 def export_onnx(file: Path, out: Path) -> float:
     """The learner of `file` as ONNX; the largest difference to PyTorch on random images.
 
-    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length.
+    Input `pixels` (n, 3, s, s) in [0, 1], output `features` (n, d) of unit length. What the learner
+    is and where it comes from is in the file's metadata, as in the safetensors file's.
 
     Raises BadInput for a learner whose features depend on the batch, where onnx, onnxscript and
     onnxruntime are not installed, and if the two differ by more than the tolerance.
     """
     _check_installed()
+    import onnx
     import onnxruntime
 
     learner, theta, info = load_learner(file)
@@ -131,6 +161,10 @@ def export_onnx(file: Path, out: Path) -> float:
             external_data=False,
             verbose=False,
         )
+        model = onnx.load(temporary)
+        said = asdict(replace(info, provenance=provenance_beside(file)))
+        onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(said, sort_keys=True)})
+        onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         worst = 0.0
         for n in (1, CHECKED_IMAGES):

@@ -53,16 +53,24 @@ def image_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise BadInput(f"{place}: no such file or folder")
-    files = [path for path in _visible(place) if path.suffix.lower() in ENDINGS]
+    files = [path for path in _visible(place) if _is_image(path)]
     if not files:
         raise BadInput(f"{place}: no image in this folder (files ending in .png, .jpg, ...)")
     return files
 
 
 def passed_over(place: Path) -> list[Path]:
-    """The other files of a folder: no images by their endings, as .heic is none to Pillow."""
-    found = _visible(place) if place.is_dir() else []
-    return [path for path in found if path.is_file() and path.suffix.lower() not in ENDINGS]
+    """What else is in a folder: folders, and files whose ending is no image's to Pillow (.heic)."""
+    return [path for path in _visible(place) if not _is_image(path)] if place.is_dir() else []
+
+
+def beside_classes(place: Path) -> list[Path]:
+    """What else is in a folder whose folders are classes."""
+    return [path for path in _visible(place) if not path.is_dir()]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and path.is_file()
 
 
 def _visible(place: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import struct
 import sys
@@ -90,12 +91,22 @@ def test_the_exported_file_has_all_that_its_use_needs(learner: Path, tmp_path: P
     out = tmp_path / "out.safetensors"
     result = purer("export", learner, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "after 7 iterations" in result.output
+    assert "after 7 iterations; the last snapshot: --cell takes the selected" in result.output
     _, metadata = load_tensors(out)
     assert metadata["provenance"] == {"commit": "abc", "stage": "meta_train"}
     assert metadata["class_names"] == [["a", "b", "c"], ["d"]]
     assert replace(load_learner(out).info, provenance={}) == info()
-    assert "after 3 iterations" in purer("export", learner, "--out", out, "--iteration", 3).output
+    chosen = purer("export", learner, "--out", out, "--iteration", 3).output
+    assert "after 3 iterations\n" in chosen
+
+
+def test_a_learner_without_provenance_is_exported_as_such(learner: Path, tmp_path: Path) -> None:
+    (tmp_path / "learner.provenance.json").unlink()
+    out = tmp_path / "out.safetensors"
+    for _ in range(2):  # the second over the first
+        said = purer("export", learner, "--out", out).output
+        assert "no provenance stands beside" in said
+    assert load_learner(out).info.provenance == {"commit": "unknown"}
 
 
 def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Path) -> None:
@@ -226,6 +237,17 @@ def test_onnx_gives_the_features_of_pytorch(learner: Path, file: Path, tmp_path:
     (features,) = session.run(None, {"pixels": x.numpy()})
     expected = load_learner(file).embed(list(images))
     assert torch.allclose(torch.from_numpy(features), expected, atol=1e-4)
+    onnx = pytest.importorskip("onnx")
+    said = {entry.key: entry.value for entry in onnx.load(out).metadata_props}["purer"]
+    assert json.loads(said)["provenance"] == {"commit": "abc", "stage": "meta_train"}
+    assert purer("export", learner, "--out", file, "--onnx", out).exit_code == 0  # its own
+    model = onnx.load(out)
+    del model.metadata_props[:]
+    for content in (model.SerializeToString(), b"dear"):
+        out.write_bytes(content)
+        result = purer("export", learner, "--out", file, "--onnx", out)
+        assert (result.exit_code, "no file of `purer export`" in result.output) == (2, True)
+        assert out.read_bytes() == content
 
 
 # --- from Python ------------------------------------------------------------------------------
@@ -479,6 +501,20 @@ def test_files_that_are_no_pictures_do_not_matter(file: Path, support: Path, oth
     assert "to Pillow: 5 files" in result.output
 
 
+def test_what_lies_elsewhere_is_said_not_to_be_read(
+    file: Path, support: Path, others: Path
+) -> None:
+    (support / "red" / "more.png").mkdir()  # a folder, whatever its name
+    (support / "red" / "0.png").rename(support / "red" / "more.png" / "0.png")
+    (support / "blue" / "0.png").rename(support / "loose.png")
+    (others / "old").mkdir()
+    result = purer("adapt", support, "--learner", file, "--predict", others)
+    assert result.exit_code == 0, result.output
+    assert "3 classes from 13 images" in result.output
+    assert "not read, for they lie within folders of images: 2 (more.png, old)" in result.output
+    assert "not read, for they lie beside the classes: 1 (loose.png)" in result.output
+
+
 def test_names_of_any_kind_are_written_as_they_are(
     file: Path, support: Path, others: Path, tmp_path: Path
 ) -> None:
@@ -517,10 +553,13 @@ def test_adapt_takes_single_files_too(file: Path, support: Path, others: Path) -
     chosen = [
         part for name in ("red-0", "blue-1") for part in ("--predict", others / f"{name}.png")
     ]
-    result = purer("adapt", support, "--learner", file, *chosen)
-    assert result.exit_code == 0, result.output
-    assert "red-0.png" in result.output
-    assert "green-0.png" not in result.output
+    as_a_shell_does = ("--predict", *chosen[1::2])
+    for given in (chosen, as_a_shell_does):
+        result = purer("adapt", support, "--learner", file, *given)
+        assert result.exit_code == 0, result.output
+        assert "red-0.png" in result.output
+        assert "blue-1.png" in result.output
+        assert "green-0.png" not in result.output
 
 
 def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -> None:
@@ -578,6 +617,8 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
         out = out.with_suffix(".xlsx")
     elif what == "learner":
         file.write_bytes(b"not a learner")
+    elif what == "learner's folder":
+        file = file.parent / "learner"
     return [support, "--learner", file, "--predict", predict, "--out", out]
 
 
@@ -594,6 +635,7 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
         ("nothing to predict", "nothing: no image in this folder"),
         ("ending", "allowed endings: .csv, .parquet"),
         ("learner", "not a whole safetensors file"),
+        ("learner's folder", "learner: is a folder: allowed: a safetensors file"),
     ],
 )
 def test_bad_input_is_one_message_and_no_file(
