@@ -114,7 +114,7 @@ class Run(Part):
     threads: int | None = None
     versions: dict[str, str] = {}
     changed_params: dict[str, Any] = {}  # all that differed from the commit, read or not
-    no_batch_norm: list[str] = []  # teachers that were inverted without its statistics
+    remarks: list[str] = []  # what a reader should know of it
 
 
 class Cell(Part):

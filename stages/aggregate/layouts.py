@@ -154,6 +154,8 @@ _DISTILLED = tuple(
         "distill_procedural",
         "distill_inverted",
         "distill_noise",
+        "distill_no_prior",
+        "distill_no_outputs",
         "distill_no_features",
         "distill_no_labels",
         "distill_no_metric",

@@ -33,6 +33,8 @@ METHODS = {
     "distill_procedural": "Distilled Conv4-32, procedural images only",
     "distill_inverted": "Distilled Conv4-32, inverted images only",
     "distill_noise": "Distilled Conv4-32, inversion from noise",
+    "distill_no_prior": "Distilled Conv4-32, inverted images from noise only",
+    "distill_no_outputs": "Distilled Conv4-32, without outputs",
     "distill_no_features": "Distilled Conv4-32, without features",
     "distill_no_labels": "Distilled Conv4-32, without labels and metric",
     "distill_no_metric": "Distilled Conv4-32, without metric",

@@ -208,9 +208,13 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
         _grouped("Protocol (inner steps, learning rate, BatchNorm)", shown, "protocol", "row"),
         _grouped("Data that training used", shown, "data_used", "method"),
     ]
-    if plain := sorted({name for c in cells for run in c.provenance for name in run.no_batch_norm}):
-        names = ", ".join(name.removesuffix(".safetensors") for name in plain)
-        notes.append(Note(f"Without BatchNorm, so inverted without its statistics: {names}."))
+    if said := dict.fromkeys(
+        f"{method_name(cell.method)}: {remark}"
+        for cell in cells
+        for run in cell.provenance
+        for remark in run.remarks
+    ):
+        notes.append(Note("Remarks:", tuple(said)))
     if far := _far_from_published(shown):
         notes.append(Note("More than two intervals of ours from the published value:", far))
     return tuple(notes)

@@ -31,7 +31,7 @@ def train_and_save(
     device: str,
     data_used: str,
     class_names: tuple[tuple[str, ...], ...] = (),
-    no_batch_norm: Sequence[str] = (),
+    remarks: Sequence[str] = (),
     continued: Any = None,
     also: Callable[[Path, Run], None] = lambda folder, run: None,
 ) -> float:
@@ -39,10 +39,10 @@ def train_and_save(
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
     `<out>.provenance.json`. `data_used`: in words, for the tables. `class_names`: of each teacher
-    that the learner learns from. `no_batch_norm`: those of them that are inverted without
-    BatchNorm's statistics. `continued`: the provenance of the learner that this one starts from.
-    `inputs` and `files` are all that decides the result: they name the folder of unfinished work,
-    in which `start(folder)` may keep its preparations.
+    that the learner learns from. `remarks`: what tables should say of the run besides. `continued`:
+    the provenance of the learner that this one starts from. `inputs` and `files` are all that
+    decides the result: they name the folder of unfinished work, in which `start(folder)` may keep
+    its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
         watch = Stopwatch(folder)
@@ -79,7 +79,7 @@ def train_and_save(
             stage=stage,
             iterations=n_iterations,
             data_used=data_used,
-            no_batch_norm=list(no_batch_norm),
+            remarks=list(remarks),
             start=continued,
         )
         return watch.seconds / 60

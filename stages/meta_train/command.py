@@ -57,13 +57,13 @@ def meta_train(
     cell["length"] = row.length
     given = params.read(PARAMS, **cell)
 
-    from stages.common.architectures import bn_layers
     from stages.common.files import load_json
     from stages.common.learner import learner_view, snapshots
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
     from stages.interface.device import resolve
     from stages.interface.provenance import provenance_of
+    from stages.meta_train.remarks import remarks_on
     from stages.meta_train.starts import taught_by
 
     device = resolve(given["device"])
@@ -71,10 +71,10 @@ def meta_train(
     teachers = load_pool(pool, device)
     own = given["meta_train.{method}"]
     taught = taught_by(teachers, getattr(own, "n_teachers", "all"))
-    plain = [t.info.file for t in taught if not bn_layers(t.net)]
-    if plain:
-        typer.echo(f"no BatchNorm, so inverted without its statistics: {', '.join(plain)}")
     length = given["budgets.{budget}.{length}"]
+    remarks = remarks_on(taught, own, length)
+    for remark in remarks:
+        typer.echo(remark)
     setting = Setting(
         architecture=given["learner"].architecture,
         view=learner_view([teacher.info for teacher in teachers], given["learner"].image_size),
@@ -109,7 +109,7 @@ def meta_train(
         device=device,
         data_used=row.data_used(own),
         class_names=tuple(teacher.info.class_names for teacher in taught),
-        no_batch_norm=plain,
+        remarks=remarks,
         continued=continued,
         also=lambda folder, run: _save_synthetic(folder, run, taught),
     )

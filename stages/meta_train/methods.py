@@ -111,6 +111,8 @@ METHODS = {
     "distill_procedural": _DISTILL,
     "distill_inverted": _DISTILL,
     "distill_noise": _DISTILL,
+    "distill_no_prior": _DISTILL,
+    "distill_no_outputs": _DISTILL,
     "distill_no_features": _DISTILL,
     "distill_no_labels": _DISTILL,
     "distill_no_metric": _DISTILL,

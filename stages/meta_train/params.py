@@ -154,6 +154,8 @@ class MetaTrain(Section):
     distill_procedural: Distill
     distill_noise: Distill
     distill_inverted: Distill
+    distill_no_prior: Distill
+    distill_no_outputs: Distill
     distill_no_features: Distill
     distill_no_labels: Distill
     distill_no_metric: Distill

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.architectures import channels_last
-from stages.common.dataset import Normalisation, View
+from stages.common.dataset import View
 from stages.common.files import load_tensors
 from stages.common.networks import build_network, own_module
 from stages.common.pool import (
@@ -58,13 +58,13 @@ def add_teacher(
 
     Beside the folder its provenance is written, as every stage does.
 
-    `net`: the network or its state dict; output j, a logit, stands for class_names[j]. A network
-    is compared with what is made again from `architecture`: arguments that have no parameters
-    (strides, activations) leave no trace in a state dict. `architecture`: a
-    name of stages/common/networks.py, from which the network is made again whenever the pool is
-    read; "python/MODULE:FUNCTION" is a function of your own, called with `arguments`: here at
-    once, later only where PURER_TRUST names its module. Pixels p in [0, 1] were shown to it as
-    (p - mean) / std, images as squares of `image_size`. `source`: what an error calls it.
+    `net`: the network or its state dict; output j, a logit, stands for class_names[j].
+    `architecture`: a name of stages/common/networks.py, from which the network is made again
+    whenever the pool is read; "python/MODULE:FUNCTION" is a function of your own, called with
+    `arguments`: here at once, later only where PURER_TRUST names its module. A network is compared
+    with what is made again: strides or activations leave no trace in a state dict. Pixels p in
+    [0, 1] were shown to it as (p - mean) / std, images as squares of `image_size`. `source`: what
+    an error calls it.
 
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
@@ -80,8 +80,6 @@ def add_teacher(
     state = named_as_in(own_module(made), state, architecture, source)
     load_into(own_module(made), state, Path(source))
     _try_out(made, image_size, outputs, source)
-    if isinstance(net, nn.Module):
-        _check_same(net, made, View(image_size, Normalisation(tuple(mean), tuple(std))), source)
     info = TeacherInfo(
         file="",  # this and class_ids: known when it joins the pool
         architecture=architecture,
@@ -97,6 +95,8 @@ def add_teacher(
         n_parameters=sum(p.numel() for p in made.parameters()),
         arguments=kept_arguments,
     )
+    if isinstance(net, nn.Module):
+        _check_same(net, made, info.view, source)
     with _alone(folder):
         return _joined(folder, info, state, source, start)
 

@@ -19,7 +19,7 @@ from stages.interface.errors import BadInput, check_name, first_of
 
 _SCALAR = np.float64(0).__reduce__()[0]
 # What training scripts save beside tensors and what runs nothing: options, single numbers of NumPy.
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
@@ -75,7 +75,7 @@ def _state_dicts(content: Any, key: str = "") -> dict[str, dict[str, Tensor]]:
         # Random states and scores of a training are no network.
         weights = not key or any(t.is_floating_point() and t.dim() > 1 for t in content.values())
         return {key: dict(content)} if weights else {}
-    found = {}
+    found: dict[str, dict[str, Tensor]] = {}
     for name, value in content.items():
         if isinstance(name, str):
             found |= _state_dicts(value, f"{key}.{name}" if key else name)

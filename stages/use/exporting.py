@@ -74,11 +74,10 @@ def _is_export(out: Path) -> bool:
 def _is_our_onnx(out: Path) -> bool:
     _check_installed()
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(out, load_external_data=False)
-    except (DecodeError, OSError):
+    except Exception:  # whatever a file that is none makes its reader raise
         return False
     return any(entry.key == METADATA_KEY for entry in model.metadata_props)
 

@@ -106,14 +106,15 @@ def test_a_row_run_with_other_parameters_says_so(tmp_path: Path) -> None:
     assert "| Random |" in markdown(filled(PAPER["table_1"], cells))
 
 
-def test_teachers_without_batch_norm_are_named(tmp_path: Path) -> None:
+def test_remarks_on_a_run_are_below_its_tables(tmp_path: Path) -> None:
     cells = load(tmp_path, "ss-cifar_fs-5way-5shot-eci")
-    assert "Without BatchNorm" not in markdown(filled(PAPER["table_1"], cells))
+    assert "Remarks" not in markdown(filled(PAPER["table_1"], cells))
     runs = cells[0].provenance
-    plain = runs[-1].model_copy(update={"no_batch_norm": ["teacher-03.safetensors"]})
+    plain = runs[-1].model_copy(update={"remarks": ["no BatchNorm: teacher-03"]})
     cells[0] = cells[0].model_copy(update={"provenance": [*runs[:-1], plain]})
-    said = "Without BatchNorm, so inverted without its statistics: teacher-03."
-    assert said in markdown(filled(PAPER["table_1"], cells))
+    text = markdown(filled(PAPER["table_1"], cells))
+    assert "Remarks:" in text
+    assert "ECI: no BatchNorm: teacher-03" in text
 
 
 def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from stages.meta_train.distillation_loss import Terms, class_numbers, distillati
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
 from stages.meta_train.readout_metric import readout_metric
+from stages.meta_train.remarks import remarks_on
 from tests.conftest import ROOT, random_state, teacher_info
 
 PARAMS = load(ROOT / "params.yaml")
@@ -414,6 +415,21 @@ def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path:
 def test_without_classes_there_is_no_metric(tiny_pool: Path, tmp_path: Path, method: str) -> None:
     kept = run(load_pool(tiny_pool), tmp_path / "work", method).snapshot()
     assert not kept.keys() & set(ReadoutMetric._fields)
+
+
+def test_what_teachers_cannot_give_is_said(tiny_pool: Path) -> None:
+    pool, methods = load_pool(tiny_pool), PARAMS.meta_train  # the third teacher has two classes
+
+    def said(own: object, n_images: int) -> list[str]:
+        budget = PARAMS.budgets["quick"].distillation
+        return remarks_on(pool, own, budget.model_copy(update={"inverted_images": n_images}))
+
+    assert said(methods.distill, 15) == []
+    few = "fewer than 5 inverted images a class, so without part in the metric: "
+    assert said(methods.distill, 14) == [f"{few}teacher-00, teacher-01"]
+    assert said(methods.distill_no_metric, 14) == said(methods.ei, 14) == []
+    pool = [replace(pool[0], net=torch.nn.Linear(2, 2)), *pool[1:]]
+    assert said(methods.ei, 14) == ["no BatchNorm, so inverted without its statistics: teacher-00"]
 
 
 def test_a_metric_needs_inverted_images() -> None:

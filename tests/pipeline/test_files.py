@@ -24,6 +24,7 @@ from tests.aggregate.fakes import write_cell
 from tests.conftest import ROOT
 
 GRID = YAML(typ="safe").load(ROOT / "stages" / "grid.yaml")
+PARAMS = load(ROOT / "params.yaml")
 # Sections of the grid that each stage of stages/dvc.yaml runs over, and the package it runs.
 OVER = {
     "split": "splits",
@@ -79,7 +80,7 @@ def outputs(name: str) -> set[str]:
 def cell_of(name: str) -> dict[str, str]:
     """What the templates of a stage's PARAMS are filled with."""
     stage, _, key = name.partition("@")
-    cell = {"budget": load(ROOT / "params.yaml").budget, "dataset": key}
+    cell = {"budget": PARAMS.budget, "dataset": key}
     if stage != "split":
         cell |= {k: str(v) for k, v in GRID[OVER[stage]][key].items()}
     return cell
@@ -99,7 +100,8 @@ def test_params_are_what_the_code_reads() -> None:
     """`params.read` gives a stage its declared keys only; the pipeline must declare the same."""
     for name in names(*OVER):
         templates = importlib.import_module(f"stages.{package(name)}.command").PARAMS
-        expected = {template.format(**cell_of(name)) for template in templates}
+        cell = cell_of(name)
+        expected = {template.format(**cell) for template in templates}
         assert declared_params(name) == expected, name
     assert declared_params("publish") == set(PUBLISHED_PARAMS)
 
@@ -116,10 +118,9 @@ def test_what_a_table_calls_changed_is_what_the_stages_read() -> None:
 
 
 def test_every_declared_param_exists() -> None:
-    params = load(ROOT / "params.yaml")
     for name in resolved():
         for key in declared_params(name):
-            lookup(params, key)
+            lookup(PARAMS, key)
 
 
 def test_meta_training_never_depends_on_data() -> None:
@@ -164,7 +165,7 @@ def test_every_input_is_some_stages_output() -> None:
     for name in resolved():
         for dep in declared_deps(name):
             known = dep in made or any(dep.startswith(f"{out}/") for out in made)
-            brought = dep == load(ROOT / "params.yaml").own_pool
+            brought = dep == PARAMS.own_pool
             assert known or brought or (ROOT / dep).exists(), (name, dep)
 
 
@@ -216,7 +217,7 @@ def test_every_learner_has_its_cells_and_every_pool_its_own() -> None:
 def test_tables_and_cells_agree(table: str) -> None:
     wanted = cells_of(PAPER[table])
     assert wanted <= set(CELLS)
-    budget = load(ROOT / "params.yaml").budget
+    budget = PARAMS.budget
     cells = {dep for dep in declared_deps(table) if dep.startswith("reports/")}
     assert cells == {f"reports/{budget}/seed-0/{key}.json" for key in wanted}
     assert f"table {table} " in resolved()[table].cmd
