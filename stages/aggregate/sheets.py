@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell, in_grid
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, method_name, row_name
+from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, data_name, method_name, row_name
 from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
 
@@ -209,7 +209,8 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
         _grouped("Data that training used", shown, "data_used", "method"),
     ]
     if said := dict.fromkeys(
-        f"{method_name(cell.method)}: {remark}"
+        f"{method_name(cell.method)}, {cell.scenario.upper()},"
+        f" {data_name(cell.datasets, cell.n_way)}: {remark}"
         for cell in cells
         for run in cell.provenance
         for remark in run.remarks

@@ -5,7 +5,8 @@
 PURER (CVPR 2023), equations 2-4, after DeepDream and DeepInversion. Used by meta_train (episode
 inversion) and by meta_test (ICFIL).
 
-Shapes: x (n, 3, h, w) in the teacher's normalised input space, y (n,) labels of the teacher.
+Shapes: x (n, 3, h, w) in the teacher's normalised input space (`TeacherInfo.inverted_as`), y (n,)
+labels of the teacher.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ images channels-last, as where features are flattened by `view`, is given them a
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
@@ -65,16 +66,14 @@ def _takes_channels_last(net: nn.Module, image_size: int) -> bool:
 
     Features that are laid out so cannot be flattened by `x.view(len(x), -1)`.
     """
-    state = {name: channels_last(t.detach()) for name, t in net.state_dict().items()}
     x = channels_last(torch.zeros(2, 3, image_size, image_size))
-    was_training = net.training
     try:
-        with torch.inference_mode():
-            functional_call(net.eval(), state, (x,))
+        twin = copy.deepcopy(net).eval()  # whatever its forward pass keeps is not of this trial
+        named = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        with torch.no_grad():
+            functional_call(twin, {name: channels_last(t) for name, t in named.items()}, (x,))
     except Exception as error:  # if it is another one, it fails anyway, and is reported as it is
         return "view" not in str(error)
-    finally:
-        net.train(was_training)
     return True
 
 

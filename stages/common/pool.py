@@ -123,16 +123,16 @@ def load_teacher(folder: Path, info: TeacherInfo, device: str = "cpu") -> Teache
 
 
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """`load_state_dict` whose refusal is that of `check_fits`."""
+    """`load_state_dict` that refuses as `check_fits` does, and numbers that are not finite."""
     check_fits(net, tensors, path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadInput(f"{path}: {name} holds numbers that are not finite")
     net.load_state_dict(dict(tensors))
 
 
 def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise BadInput, in one sentence, unless `tensors` of `path` are a state dict of `net`.
-
-    Numbers that are not finite fit nothing.
-    """
+    """Raise BadInput, in one sentence, unless `tensors` of `path` are a state dict of `net`."""
     expected = net.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
@@ -144,8 +144,6 @@ def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
                 f"{path}: {name} has shape {tuple(tensors[name].shape)},"
                 f" its architecture {tuple(expected[name].shape)}"
             )
-        if tensors[name].is_floating_point() and not tensors[name].isfinite().all():
-            raise BadInput(f"{path}: {name} holds numbers that are not finite")
 
 
 def _info(row: Any, path: Path) -> TeacherInfo:

@@ -37,6 +37,7 @@ from stages.pool.state_dicts import first_line, named_as_in
 
 PROBABILITIES = "gives probabilities: allowed: logits, what comes before a softmax"
 N_COMPARED = 4  # images that a network and what is made again are compared on
+_UNCOMPARED = "; allowed too: its state dict, which is not compared"
 UNLIKE = 0.05  # of the largest output; a bfloat16 network differs by less from its float32 twin
 
 
@@ -226,17 +227,20 @@ def _check_same(net: nn.Module, made: nn.Module, view: View, source: str) -> Non
     like = next((p for p in net.parameters() if p.is_floating_point()), x)
     training = {module: module.training for module in net.modules()}
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             answer = net.eval()(x.to(like.device, like.dtype))
             expected = made(channels_last(x)).logits
     except Exception as error:  # whatever somebody's network raises
-        raise BadInput(f"{source}: {first_line(error)}") from None
+        raise BadInput(f"{source}: {first_line(error)}{_UNCOMPARED}") from None
     finally:
+        net.train(training[net])  # tells one that keeps something while it does not train
         for module, was in training.items():
             module.training = was
     given = getattr(answer, "logits", answer)
     if not isinstance(given, Tensor) or given.shape != expected.shape:
-        raise BadInput(f"{source}: gives a {type(given).__name__} unlike its architecture's")
+        raise BadInput(
+            f"{source}: gives a {type(given).__name__} unlike its architecture's{_UNCOMPARED}"
+        )
     difference = float((given.float().cpu() - expected).abs().max())
     largest = float(expected.abs().max())
     if not difference <= UNLIKE * largest:

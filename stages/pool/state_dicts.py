@@ -55,13 +55,15 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
     content = _unpickled(path)
     found = _state_dicts(content)
     if key is not None:
-        check_name(f"{path}: key", key, [name for name in found if name] or ["none"])
+        if found.keys() <= {""}:
+            raise BadInput(f"key = {key!r}: {path} has no keys with a state dict")
+        check_name(f"{path}: key", key, found)
         return found[key]
     if not found:
         raise BadInput(f"{path}: {_instead(content)}: allowed: a state dict of tensors")
     if len(found) > 1:
         raise BadInput(
-            f"{path}: holds several state dicts: {', '.join(found)}; say which with --key, as"
+            f"{path}: holds several state dicts: {first_of(found, 5)}; say which with --key, as"
             f" --key {next(iter(found))}"
         )
     return next(iter(found.values()))

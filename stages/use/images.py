@@ -70,7 +70,7 @@ def beside_classes(place: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and path.is_file()
+    return path.suffix.lower() in ENDINGS and not path.is_dir()
 
 
 def _visible(place: Path) -> list[Path]:

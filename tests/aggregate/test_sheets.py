@@ -114,7 +114,7 @@ def test_remarks_on_a_run_are_below_its_tables(tmp_path: Path) -> None:
     cells[0] = cells[0].model_copy(update={"provenance": [*runs[:-1], plain]})
     text = markdown(filled(PAPER["table_1"], cells))
     assert "Remarks:" in text
-    assert "ECI: no BatchNorm: teacher-03" in text
+    assert "ECI, SS, CIFAR-FS, 5-way: no BatchNorm: teacher-03" in text
 
 
 def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:
