@@ -43,7 +43,7 @@ def teacher_losses(
     losses: dict[Form, TeacherLoss] = {}
     for teacher, own in zip(pool, forms, strict=True):
         if own not in losses:
-            loss = teacher_loss(teacher.net, weights, precision, _shown(teacher.info))
+            loss = teacher_loss(teacher.net, weights, precision, shown_to(teacher.info))
             # A network from elsewhere is read by hooks, at which compilation would stop.
             foreign = isinstance(teacher.net, Foreign)
             losses[own] = loss if foreign else compiler(forms.count(own))(loss)
@@ -76,7 +76,7 @@ def teacher_loss(
     return loss
 
 
-def _shown(info: TeacherInfo) -> Callable[[Tensor], Tensor]:
+def shown_to(info: TeacherInfo) -> Callable[[Tensor], Tensor]:
     """From an inverted image to what the teacher is shown."""
     if info.inverted_as == info.normalisation:
         return lambda x: x

@@ -12,7 +12,8 @@ from stages.common.inversion import (
 )
 from stages.common.params import InversionWeights
 from stages.common.seeds import generator
-from stages.common.teachers import teacher_loss
+from stages.common.teachers import shown_to, teacher_loss
+from tests.conftest import teacher_info
 
 WEIGHTS = InversionWeights(tv=1e-2, l2=1e-2, bn_statistics=0.1)
 
@@ -81,10 +82,12 @@ def test_image_gradient_equals_finite_differences(double: None) -> None:
     assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=1e-6)
 
 
-def test_compiled_equals_eager(double: None) -> None:
-    net = _teacher()
+@pytest.mark.parametrize("deviation", [0.25, 1 / 255])
+def test_compiled_equals_eager(deviation: float, double: None) -> None:
+    """Also for a teacher that takes pixels of 0 to 255, whose images are converted."""
+    net, info = _teacher(), teacher_info(0, std=(deviation,) * 3)
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    eager = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS, "float32")
+    eager = teacher_loss(build("conv4", 3, 16).eval(), WEIGHTS, "float32", shown_to(info))
     compiled = torch.compile(eager, dynamic=False)
     x, y = torch.randn(4, 3, 16, 16, requires_grad=True), torch.tensor([0, 1, 2, 2])
     losses, gradients = [], []

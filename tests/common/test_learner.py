@@ -132,6 +132,15 @@ def test_a_saved_learner_loads_and_foreign_files_are_refused(tmp_path: Path) -> 
         load_learner(path)
 
 
+def test_a_diverged_learner_loads(tmp_path: Path) -> None:
+    """Meta-validation passes it over; a teacher of such numbers would be refused."""
+    theta = initial_theta("conv4", 3, 16, generator(0, "test"))
+    theta["head.bias"][0] = float("nan")
+    save_learner(tmp_path / "learner.safetensors", theta, INFO)
+    _, loaded, _ = load_learner(tmp_path / "learner.safetensors")
+    assert loaded["head.bias"].isnan().tolist() == [True, False, False]
+
+
 def test_a_network_is_made_once_to_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,7 +248,7 @@ def test_the_checkpoint_of_a_training_is_read(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"key = 'em': allowed: model, ema.model"):
         read_state(path, "em")
     torch.save(other, tmp_path / "alone.pt")
-    with pytest.raises(BadInput, match="key = 'none': .* has no keys with a state dict"):
+    with pytest.raises(BadInput, match=r"key = 'none': .* has no keys with a state dict"):
         read_state(tmp_path / "alone.pt", "none")
     given = ("pool", "import", tmp_path / "pool", path, "--architecture", "conv4", *IMPORT)
     assert purer(*given, "--key", "model").exit_code == 0
