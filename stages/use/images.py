@@ -1,9 +1,9 @@
 """Images of any kind as pixels: files, PIL images, arrays, tensors.
 
 An image that is not square is scaled so that its shorter side fits and cropped at the centre. What
-is transparent is white. Grey of 16 bits is scaled to 8. Of grey in 32 bits nothing says what white
-is: 1 or 255 for floats, 255 or 65535 for whole numbers, the least of them that no pixel exceeds;
-else the image's own lightest is white and its darkest black.
+is transparent is white. Of grey in more than 8 bits nothing says what white is (cameras of 12 bits
+write files of 16): 1 or 255 for floats, 255, 4095 or 65535 for whole numbers, the least of them
+that no pixel exceeds; else the image's own lightest is white and its darkest black.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ ALLOWED = (
 )
 CHANNELS = (1, 3, 4)
 # What white may be, by Pillow's names of grey of more than 8 bits.
-WHITE = dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), (65535,)) | {
-    "I": (255, 65535),
-    "F": (1, 255),
+WHITE = dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), (255, 4095, 65535)) | {
+    "F": (1, 255)
 }
 
 
