@@ -243,8 +243,8 @@ def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path:
 
 
 def test_the_grid_stays_small() -> None:
-    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289, 1.7 s; 384, 2.0 s."""
-    assert len(resolved()) < 385
+    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289, 1.7 s; 387, 1.7 to 2.0 s."""
+    assert len(resolved()) < 388
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:
