@@ -243,7 +243,7 @@ def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path:
 
 
 def test_the_grid_stays_small() -> None:
-    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289, 1.7 s; 387, 1.7 to 2.0 s."""
+    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289 and 387, 1.7 s."""
     assert len(resolved()) < 388
 
 
