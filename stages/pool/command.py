@@ -88,8 +88,8 @@ def show(pool: POOL) -> None:
     from stages.common.pool import load_manifest
 
     table = Table(title=str(pool))
-    for heading in ("teacher", "architecture", "classes", "pixels", "normalised", "val. acc."):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "architecture")
+    for heading in ("teacher", "architecture", "classes", "pixels", "normalised", "val. %"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "classes")
     infos = load_manifest(pool)
     for info in infos:
         table.add_row(
@@ -98,7 +98,7 @@ def show(pool: POOL) -> None:
             f"{len(info.class_names)} of {info.dataset}: {first_of(info.class_names, 5)}",
             str(info.image_size),
             _words(info.normalisation),
-            "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.1f} %",
+            "–" if info.val_accuracy is None else f"{info.val_accuracy:.1f}",
         )
     Console(markup=False, emoji=False, highlight=False).print(table)  # names as they are
     unlike = {known for info in infos for known in info.classes}
