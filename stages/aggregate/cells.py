@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ class Run(Part):
     threads: int | None = None
     versions: dict[str, str] = {}
     changed_params: dict[str, Any] = {}  # all that differed from the commit, read or not
+    params: dict[str, Any] = {}  # all that were read; empty: a file from before they were kept
     remarks: list[str] = []  # what a reader should know of it
 
 
@@ -158,13 +159,25 @@ class Cell(Part):
             }
             for key, value in run.changed_params.items():
                 parts = key.split(".")
-                if parts[-1] == "compile":  # how code runs, not what it computes
-                    continue
-                if parts[:2] == ["meta_test", "pseudo"] and self.dataset != NO_DATASET:
-                    continue
                 if any(".".join(parts[:n]) in read for n in range(1, len(parts) + 1)):
                     found[key] = value
-        return dict(sorted(found.items()))
+        return self._of_weight(found)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters that stages of this cell read, as far as its file tells."""
+        found = {key: value for run in self.provenance for key, value in run.params.items()}
+        return self._of_weight(found)
+
+    def _of_weight(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of these parameters that decide a number of this cell, sorted."""
+
+        def idle(key: str) -> bool:
+            """How code runs, not what it computes; or pseudo episodes where there are images."""
+            pseudo = key.startswith("meta_test.pseudo.") and self.dataset != NO_DATASET
+            return pseudo or key.split(".")[-1] == "compile"
+
+        return {key: value for key, value in sorted(found.items()) if not idle(key)}
 
     @property
     def by_class(self) -> dict[str, dict[str, float]]:

@@ -165,11 +165,16 @@ def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 def _changed(found: Sequence[Cell]) -> str:
     """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5', with the seeds if not of all.
 
-    What differed from the commit of a run: a seed of a later commit may have the same unnoted.
+    What differed from the commit of a run, and what differs between the seeds: another commit may
+    hold another value.
     """
+    read = [cell.params for cell in found]
+    unlike = {
+        key for one in read for key in one if any(o.get(key, one[key]) != one[key] for o in read)
+    }
     words: dict[str, list[str]] = {}
-    for cell in found:
-        for key, value in cell.changed.items():
+    for cell, own in zip(found, read, strict=True):
+        for key, value in (cell.changed | {k: own[k] for k in unlike & own.keys()}).items():
             words.setdefault(f"{key} = {value}", []).append(str(cell.seed))
     return ", ".join(
         text if len(seeds) == len(found) else f"{text} (seed {', '.join(seeds)})"

@@ -30,6 +30,7 @@ def train_and_save(
     seed: int,
     device: str,
     data_used: str,
+    params: dict[str, Any],
     class_names: tuple[tuple[str, ...], ...] = (),
     remarks: Sequence[str] = (),
     continued: Any = None,
@@ -38,7 +39,8 @@ def train_and_save(
     """Start or resume the run, step it to its end, write `out` whole; minutes it took.
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
-    `<out>.provenance.json`. `data_used`: in words, for the tables. `class_names`: of each teacher
+    `<out>.provenance.json`. `data_used`: in words, for the tables. `params`: by dotted key,
+    for the provenance. `class_names`: of each teacher
     that the learner learns from. `remarks`: what tables should say of the run besides. `continued`:
     the provenance of the learner that this one starts from. `inputs` and `files` are all that
     decides the result: they name the folder of unfinished work, in which `start(folder)` may keep
@@ -79,6 +81,7 @@ def train_and_save(
             stage=stage,
             iterations=n_iterations,
             data_used=data_used,
+            params=params,
             remarks=list(remarks),
             start=continued,
         )

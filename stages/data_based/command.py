@@ -93,5 +93,6 @@ def data_based(
         seed=given["seed"],
         device=device,
         data_used=DATA_USED[own.images_per_class],
+        params=params.by_key(given, method=method, budget=budget),
     )
     typer.echo(f"{out}: {length.n_iterations} iterations of {method} in {minutes:.1f} minutes")

@@ -7,7 +7,7 @@ same list. So a stage cannot depend on a parameter that DVC does not know of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from stages.common.params import LearnerSection, Scenario, Section
 from stages.data_based.params import DATA_BASED, DataBased, DataBasedBudget
 from stages.interface.errors import BadInput, did_you_mean
+from stages.interface.provenance import SELECTION, flat
 from stages.meta_test.params import POOL_ROWS, SUITS, MetaTest, MetaTestBudget
 from stages.meta_train.methods import METHODS
 from stages.meta_train.params import DistillationBudget, MetaTrain, MetaTrainBudget
@@ -211,6 +212,21 @@ def read(keys: Iterable[str], **cell: str) -> dict[str, Any]:
     """The values of the declared `keys`, by template, with `{name}`s filled in from `cell`."""
     params = load()
     return {template: lookup(params, template.format(**cell)) for template in keys}
+
+
+def by_key(given: Mapping[str, Any], **cell: str) -> dict[str, Any]:
+    """What `read` gave for these keys of this `cell`, by dotted key, but the selection.
+
+    For provenance: seeds whose parameters differ are told apart by it, whatever was committed.
+    """
+    sections = {
+        template.format(**cell): value.model_dump(mode="json")
+        if isinstance(value, Section)
+        else value
+        for template, value in given.items()
+    }
+    found = (flat(value, key) for key, value in sections.items())
+    return {k: v for part in found for k, v in part.items() if k not in SELECTION}
 
 
 def sections(method: str) -> list[dict[str, str]]:

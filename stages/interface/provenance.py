@@ -111,7 +111,7 @@ def changed_params() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     yaml = YAML(typ="safe")
-    before, now = _flat(yaml.load(committed)), _flat(yaml.load(present))
+    before, now = flat(yaml.load(committed)), flat(yaml.load(present))
     return {
         key: value
         for key, value in now.items()
@@ -119,10 +119,11 @@ def changed_params() -> dict[str, Any]:
     }
 
 
-def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
+def flat(section: Any, name: str = "") -> dict[str, Any]:
+    """The values of a section of params.yaml by dotted key, which begins with the section's."""
     if not isinstance(section, dict):
-        return {prefix[:-1]: section}
-    parts = [_flat(value, f"{prefix}{key}.") for key, value in section.items()]
+        return {name: section}
+    parts = [flat(value, f"{name}.{key}" if name else key) for key, value in section.items()]
     return {key: value for part in parts for key, value in part.items()}
 
 

@@ -103,7 +103,13 @@ def meta_test(
         save_episodes(temporary / "episodes.parquet", rows, test)
         if learner is not None and (learner / "synthetic.png").exists():
             shutil.copy(learner / "synthetic.png", temporary)
-        save_provenance(temporary / "provenance.json", time.monotonic() - start, device, begun)
+        save_provenance(
+            temporary / "provenance.json",
+            time.monotonic() - start,
+            device,
+            begun,
+            params=params.by_key(given, budget=budget),
+        )
     save_cell(
         metrics,
         cell,

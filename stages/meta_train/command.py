@@ -108,6 +108,7 @@ def meta_train(
         seed=given["seed"],
         device=device,
         data_used=row.data_used(own),
+        params=params.by_key(given, **cell),
         class_names=tuple(teacher.info.class_names for teacher in taught),
         remarks=remarks,
         continued=continued,

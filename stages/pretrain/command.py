@@ -60,5 +60,12 @@ def pretrain(
         with written_whole(out, "pool") as temporary:
             shutil.copytree(teachers, temporary)
         mean = sum(info.val_accuracy or 0.0 for info in infos) / len(infos)
-        save_provenance(provenance_of(out), watch.seconds, device, watch.origin, seed=given["seed"])
+        save_provenance(
+            provenance_of(out),
+            watch.seconds,
+            device,
+            watch.origin,
+            seed=given["seed"],
+            params=params.by_key(given, scenario=scenario, budget=budget),
+        )
     typer.echo(f"{out}: {len(infos)} teachers, validation accuracy {mean:.1f} % on average")

@@ -174,6 +174,24 @@ def test_what_one_seed_had_changed_is_named_with_it(tmp_path: Path) -> None:
     assert {result.changed for result in results(both)} == {what}
 
 
+def test_seeds_of_other_committed_parameters_are_told_apart(tmp_path: Path) -> None:
+    def seed(n: int, **params: object) -> Cell:
+        given = {f"meta_train.eci.{name}": value for name, value in params.items()}
+        runs = [
+            {**run, "params": given if run["stage"] == "meta_train" else {}}
+            for run in fake_cell(ECI)["provenance"]
+        ]
+        return load_cell(write_cell(tmp_path, ECI, n, provenance=runs))
+
+    same = [seed(n, curriculum_weight=10.0, n_teachers="all", compile="auto") for n in (0, 1)]
+    assert {result.changed for result in results(same)} == {""}
+    other = seed(2, curriculum_weight=2.0, n_teachers="all", compile="never", new=1)
+    before = seed(3)  # a file from before they were kept: nothing is known
+    weight = "meta_train.eci.curriculum_weight"
+    what = f"{weight} = 10.0 (seed 0, 1), {weight} = 2.0 (seed 2)"
+    assert {result.changed for result in results([*same, other, before])} == {what}
+
+
 def test_published_values_are_whole_and_unique() -> None:
     entries = YAML(typ="safe").load(PUBLISHED)
     keys = [

@@ -13,7 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
+from stages.aggregate.cells import load_cell
+from stages.interface.provenance import flat
 from tests.pipeline.conftest import BIN, Project
 
 CELL = "ss-glyphs-5way-5shot-eci"
@@ -57,6 +60,18 @@ def test_what_a_run_leaves(project: Project) -> None:
     assert 0 <= metrics["accuracy"] <= 100
     assert {"ci95", "std", "snapshot", "val_accuracy"} <= set(metrics)
     assert metrics["protocol"].startswith("1 step, lr 0.01, transductive; calibration")
+
+    cell = load_cell(project.root / "reports/quick/seed-0" / f"{CELL}.json")
+    given = flat(YAML(typ="safe").load(project.root / "params.yaml"))
+    assert cell.params.items() <= given.items()
+    parts = ("pretrain.", "scenarios.ss.", "budgets.quick.pretrain.", "learner.", "meta_train.eci.")
+    parts += ("meta_train.episode_inversion.", "budgets.quick.meta_train.", "meta_test.icfil.")
+    read = {part: sum(key.startswith(part) for key in cell.params) for part in parts}
+    expected = {part: sum(key.startswith(part) for key in given) for part in parts}
+    compiled = {"meta_train.episode_inversion.": 1}  # how it is run
+    assert {part: n + compiled.get(part, 0) for part, n in read.items()} == expected
+    assert "n_query" in cell.params
+    assert "seed" not in cell.params
 
     episodes = pd.read_parquet(project.root / "models/evaluations" / CELL / "episodes.parquet")
     assert len(episodes) == 6
