@@ -219,14 +219,11 @@ def by_key(given: Mapping[str, Any], **cell: str) -> dict[str, Any]:
 
     For provenance: seeds whose parameters differ are told apart by it, whatever was committed.
     """
-    sections = {
-        template.format(**cell): value.model_dump(mode="json")
-        if isinstance(value, Section)
-        else value
-        for template, value in given.items()
-    }
-    found = (flat(value, key) for key, value in sections.items())
-    return {k: v for part in found for k, v in part.items() if k not in SELECTION}
+    found: dict[str, Any] = {}
+    for template, value in given.items():
+        section = value.model_dump(mode="json") if isinstance(value, Section) else value
+        found |= flat(section, template.format(**cell))
+    return {key: value for key, value in found.items() if key not in SELECTION}
 
 
 def sections(method: str) -> list[dict[str, str]]:
