@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -25,6 +26,7 @@ from stages.common.files import written_whole
 
 Colour = tuple[float, float, float, float]
 WINDOW = 1 / 40  # of a training curve: its moving mean
+LABEL = 80  # characters of a line beside a bar: no row's own name is longer
 PURER_COLOUR, OTHER_COLOUR, DATA_COLOUR = "#b3402a", "#2f5d8a", "#8a8a8a"
 # The first ten as usual, then their lighter shades: a task has more than ten methods.
 COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
@@ -40,7 +42,9 @@ def save_accuracies(
     """
     labels = list(dict.fromkeys(label for label, _ in rows))
     shots = sorted({result.n_shot for _, result in rows})
-    size = (4.5 + 3.2 * len(shots), 1.1 + 0.27 * len(labels))
+    names = [textwrap.fill(label, LABEL, break_on_hyphens=False) for label in labels]
+    n_lines = 1 + max(name.count("\n") for name in names)
+    size = (4.5 + 3.2 * len(shots), 1.1 + (0.12 + 0.15 * n_lines) * len(labels))
     figure, panels = plt.subplots(
         1, len(shots), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
@@ -60,12 +64,12 @@ def save_accuracies(
         axes.set_title(f"{shot}-shot", fontsize=10)
         axes.set_xlabel("accuracy, %", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
-    panels[0][0].set_yticks(range(len(labels)), labels, fontsize=8)
+    panels[0][0].set_yticks(range(len(labels)), names, fontsize=8)
     panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
-    handles, names = panels[0][-1].get_legend_handles_labels()
+    handles, said = panels[0][-1].get_legend_handles_labels()
     if any(is_data_based(result.data_used) for _, result in rows):
-        handles, names = [*handles, Patch(color=DATA_COLOUR, alpha=0.8)], [*names, "data-based"]
-    figure.legend(handles, names, loc="outside lower center", ncol=3, fontsize=8)
+        handles, said = [*handles, Patch(color=DATA_COLOUR, alpha=0.8)], [*said, "data-based"]
+    figure.legend(handles, said, loc="outside lower center", ncol=3, fontsize=8)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 

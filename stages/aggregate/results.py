@@ -172,13 +172,18 @@ def _changed(found: Sequence[Cell]) -> str:
     unlike = {
         key for one in read for key in one if any(o.get(key, one[key]) != one[key] for o in read)
     }
-    words: dict[str, list[str]] = {}
+    seeds: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell, own in zip(found, read, strict=True):
         for key, value in (cell.changed | {k: own[k] for k in unlike & own.keys()}).items():
-            words.setdefault(f"{key} = {value}", []).append(str(cell.seed))
+            seeds[key][str(value)].append(str(cell.seed))
+    return ", ".join(f"{key} = {_by_seed(seeds[key], len(found))}" for key in sorted(seeds))
+
+
+def _by_seed(values: Mapping[str, Sequence[str]], n_seeds: int) -> str:
+    """A value of all seeds as it is, others with their seeds: '10.0 (seed 0, 1), 2.0 (seed 2)'."""
     return ", ".join(
-        text if len(seeds) == len(found) else f"{text} (seed {', '.join(seeds)})"
-        for text, seeds in sorted(words.items())
+        value if len(seeds) == n_seeds else f"{value} (seed {', '.join(seeds)})"
+        for value, seeds in values.items()
     )
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.aggregate.cells import Cell, load_cell
+from stages.aggregate.figures import save_accuracies
 from stages.aggregate.layouts import PAPER, cells_of
 from stages.aggregate.results import (
     PUBLISHED,
@@ -188,8 +190,25 @@ def test_seeds_of_other_committed_parameters_are_told_apart(tmp_path: Path) -> N
     other = seed(2, curriculum_weight=2.0, n_teachers="all", compile="never", new=1)
     before = seed(3)  # a file from before they were kept: nothing is known
     weight = "meta_train.eci.curriculum_weight"
-    what = f"{weight} = 10.0 (seed 0, 1), {weight} = 2.0 (seed 2)"
+    what = f"{weight} = 10.0 (seed 0, 1), 2.0 (seed 2)"
     assert {result.changed for result in results([*same, other, before])} == {what}
+
+
+@pytest.mark.filterwarnings(
+    "error::UserWarning"
+)  # matplotlib warns where a label leaves no room for bars
+def test_a_figure_has_room_for_a_label_of_any_length(tmp_path: Path) -> None:
+    (row, *_) = results([changed_in(tmp_path, ECI)])
+    for name, label in (("short", "ECI"), ("long", "ECI (changed: " + "n_query = 5, " * 40)):
+        save_accuracies(tmp_path / f"{name}.png", [(label, row)], "SS")
+    short, long = (_size(tmp_path / f"{name}.png") for name in ("short", "long"))
+    assert long[0] == short[0]
+    assert long[1] > short[1]
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
 
 
 def test_published_values_are_whole_and_unique() -> None:
