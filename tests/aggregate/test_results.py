@@ -194,10 +194,9 @@ def test_seeds_of_other_committed_parameters_are_told_apart(tmp_path: Path) -> N
     assert {result.changed for result in results([*same, other, before])} == {what}
 
 
-@pytest.mark.filterwarnings(
-    "error::UserWarning"
-)  # matplotlib warns where a label leaves no room for bars
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_figure_has_room_for_a_label_of_any_length(tmp_path: Path) -> None:
+    """Matplotlib warns where a label leaves no room for bars."""
     (row, *_) = results([changed_in(tmp_path, ECI)])
     for name, label in (("short", "ECI"), ("long", "ECI (changed: " + "n_query = 5, " * 40)):
         save_accuracies(tmp_path / f"{name}.png", [(label, row)], "SS")
