@@ -20,6 +20,8 @@ from stages.common.files import metadata_of, open_tensors
 from stages.interface.errors import BadInput
 
 Split = Literal["train", "val", "test"]  # of *classes*: meta-train, meta-val, meta-test
+# Deviations for which learning rates and weights of model inversion are meant.
+MEANT = (0.1, 0.6)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,22 @@ class Normalisation:
         low = -self._column(self.mean, x) / self._column(self.std, x)
         return low, low + 1 / self._column(self.std, x)
 
+    @property
+    def for_inversion(self) -> Normalisation:
+        """The one in which a network of this one is inverted: itself, or ImageNet's.
+
+        ImageNet's where the scale is quite another (pixels of 0 to 255 have deviations of 1/255):
+        an Adam step of the inversion is a share of the deviation.
+        """
+        low, high = MEANT
+        return self if all(low <= s <= high for s in self.std) else IMAGENET
+
     @staticmethod
     def _column(values: tuple[float, float, float], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)

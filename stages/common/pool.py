@@ -17,10 +17,6 @@ from stages.common.networks import build_network, check_trusted, own_module
 from stages.interface.errors import BadInput
 
 MANIFEST, FILES = KINDS["pool"]
-# Deviations for which learning rates and weights of model inversion are meant; images of teachers
-# with others (pixels of 0 to 255 have 1/255) are inverted in USUAL, ImageNet's.
-MEANT = (0.1, 0.6)
-USUAL = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -47,9 +43,8 @@ class TeacherInfo:
 
     @property
     def inverted_as(self) -> Normalisation:
-        """In which its images are inverted: its own, unless that is of quite another scale."""
-        low, high = MEANT
-        return self.normalisation if all(low <= s <= high for s in self.std) else USUAL
+        """In which its images are inverted (`Normalisation.for_inversion`)."""
+        return self.normalisation.for_inversion
 
     @property
     def view(self) -> View:

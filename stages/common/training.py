@@ -39,12 +39,11 @@ def train_and_save(
     """Start or resume the run, step it to its end, write `out` whole; minutes it took.
 
     `out/`: snapshots/, history.parquet, and what `also(folder, run)` adds; beside it
-    `<out>.provenance.json`. `data_used`: in words, for the tables. `params`: by dotted key,
-    for the provenance. `class_names`: of each teacher
-    that the learner learns from. `remarks`: what tables should say of the run besides. `continued`:
-    the provenance of the learner that this one starts from. `inputs` and `files` are all that
-    decides the result: they name the folder of unfinished work, in which `start(folder)` may keep
-    its preparations.
+    `<out>.provenance.json`. `data_used`: in words, for the tables. `params`: by dotted key, for
+    the provenance. `class_names`: of each teacher that the learner learns from. `remarks`: what
+    tables should say of the run besides. `continued`: the provenance of the learner that this one
+    starts from. `inputs` and `files` are all that decides the result: they name the folder of
+    unfinished work, in which `start(folder)` may keep its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
         watch = Stopwatch(folder)

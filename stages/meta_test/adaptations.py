@@ -136,6 +136,7 @@ def _icfil(model: Model, episodes: RealEpisodes, params: MetaTest, done: Done) -
             model.learner,
             model.theta,
             episode,
+            model.info.normalisation,
             params.one_step,
             params.icfil,
             params.batch_norm,

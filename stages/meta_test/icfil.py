@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import grad
 
 from stages.common.architectures import batch_moments, channels_last
+from stages.common.dataset import Normalisation
 from stages.common.episodes import Episode
 from stages.common.inversion import inversion_loss
 from stages.common.learner import Learner, Theta, adapt
@@ -38,6 +39,7 @@ def calibrated_features(
     learner: Learner,
     theta: Theta,
     episode: Episode,
+    normalisation: Normalisation,
     one_step: OneStep,
     params: Icfil,
     batch_norm: str,
@@ -46,13 +48,13 @@ def calibrated_features(
 ) -> CalibratedFeatures:
     """Steps 1 to 3 on one episode; features of the frozen, calibrated backbone.
 
-    `part`: as in `adapt`.
+    `normalisation`: the episode's. `part`: as in `adapt`.
     """
     x, y = episode.support_x, episode.support_y
     adapted = adapt(learner, theta, x, y, one_step.inner_lr, one_step.inner_steps, part)
     n_way = int(y[-1]) + 1
     pseudo_y = torch.arange(n_way, device=y.device).repeat_interleave(params.pseudo_per_class)
-    pseudo_x = synthesize(learner, adapted, x, pseudo_y, params, generator)
+    pseudo_x = synthesize(learner, adapted, x, pseudo_y, normalisation, params, generator)
     calibrated = calibrate(learner, adapted, x, y, pseudo_x, pseudo_y, params)
     with torch.no_grad():
         support, query = outputs(learner, calibrated, episode, batch_norm)
@@ -64,11 +66,13 @@ def synthesize(
     theta: Theta,
     support_x: Tensor,
     pseudo_y: Tensor,
+    normalisation: Normalisation,
     params: Icfil,
     generator: torch.Generator,
 ) -> Tensor:
     """Step 2: images (m, 3, h, w) of the adapted network for the labels `pseudo_y` (m,).
 
+    `normalisation`: of the network's images; they are inverted in its `for_inversion`.
     The network has no statistics of its own; `bn_reference` says whose R_feature compares with.
     """
     with torch.no_grad():
@@ -77,6 +81,7 @@ def synthesize(
             if params.bn_reference == "support"
             else []
         )
+    inverted_as = normalisation.for_inversion
     shape = (len(pseudo_y), *support_x.shape[1:])
     noise = torch.randn(shape, generator=generator).to(support_x.device)
     pseudo = channels_last(noise).requires_grad_()
@@ -86,11 +91,11 @@ def synthesize(
     for roll in rolls.tolist():
         optimizer.zero_grad()
         rolled = channels_last(torch.roll(pseudo, roll, (2, 3)))
-        output = learner.forward(theta, rolled)
+        output = learner.forward(theta, inverted_as.convert(rolled, normalisation))
         loss = inversion_loss(output, rolled, pseudo_y, reference, params.weights)
         loss.total.backward()
         optimizer.step()
-    return pseudo.detach()
+    return inverted_as.convert(pseudo.detach(), normalisation)
 
 
 def contrastive_loss(

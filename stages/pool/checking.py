@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stages.common.architectures import bn_layers, channels_last
-from stages.common.dataset import Normalisation, View
+from stages.common.dataset import IMAGENET, Normalisation, View
 from stages.common.pool import Teacher, TeacherInfo, load_manifest, load_teacher
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
@@ -36,7 +36,7 @@ DEAD = 1e-3  # spread of a probability over all images, below which a teacher is
 MISFIT = 0.2
 BETTER = 0.5
 NORMALISATIONS = {
-    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": IMAGENET,
     "cifar": Normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "half": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "quarter": Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),

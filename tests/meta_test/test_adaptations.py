@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from stages.common.dataset import ClassImages, Normalisation
+from stages.common.architectures import Output
+from stages.common.dataset import IMAGENET, ClassImages, Normalisation
 from stages.common.episodes import Episode
-from stages.common.learner import Learner, initial_theta, save_learner
+from stages.common.learner import Learner, Theta, initial_theta, save_learner
 from stages.common.seeds import generator
 from stages.interface import params
 from stages.meta_test import evaluate, icfil, nearest_class_mean, one_step
@@ -20,6 +22,7 @@ from stages.meta_test.params import SUITS
 from tests.conftest import ROOT, learner_info
 
 SETTINGS = params.load(ROOT / "params.yaml").meta_test
+BYTES = Normalisation((0.0,) * 3, (1 / 255,) * 3)
 
 
 @pytest.fixture
@@ -128,10 +131,31 @@ def test_pseudo_images_lower_the_inversion_loss() -> None:
     for steps in (1, 40):
         settings = SETTINGS.icfil.model_copy(update={"inversion_steps": steps})
         images = icfil.synthesize(
-            learner, theta, _episode().support_x, labels, settings, generator(0, "noise")
+            learner, theta, _episode().support_x, labels, IMAGENET, settings, generator(0, "noise")
         )
         losses.append(F.cross_entropy(learner.forward(theta, images).logits, labels).item())
     assert losses[1] < 0.5 * losses[0]
+
+
+def test_a_learner_of_bytes_is_inverted_as_the_same_learner_of_usual_pixels(double: None) -> None:
+    class OfBytes(Learner):
+        """Shown pixels of 0 to 255, it answers as the other does to the same pixels."""
+
+        def forward(self, theta: Theta, x: Tensor, moments: Any = None) -> Output:
+            return super().forward(theta, BYTES.convert(x, IMAGENET), moments)
+
+    theta = {n: p.double() for n, p in initial_theta("conv4", 3, 16, generator(0, "x")).items()}
+    support = _episode(torch.float64).support_x
+    labels = torch.arange(3).repeat_interleave(4)
+    usual = icfil.synthesize(
+        Learner("conv4", 3, 16), theta, support, labels, IMAGENET, SETTINGS.icfil, generator(0, "n")
+    )
+    support = IMAGENET.convert(support, BYTES)
+    of_bytes = icfil.synthesize(
+        OfBytes("conv4", 3, 16), theta, support, labels, BYTES, SETTINGS.icfil, generator(0, "n")
+    )
+    assert of_bytes.std() > 20  # of 255
+    assert torch.allclose(BYTES.convert(of_bytes, IMAGENET), usual, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_norm", ["transductive", "inductive"])
