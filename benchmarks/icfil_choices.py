@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.aggregate.results import interval
 from stages.common.dataset import load_split
 from stages.interface import params
-from stages.interface.device import resolve
+from stages.interface.device import prepared
 from stages.meta_test.adaptations import ADAPTATIONS
 from stages.meta_test.episodes import fixed_tasks, right
 from stages.meta_test.evaluate import Tasks, chosen, load_snapshots, select
@@ -36,7 +36,7 @@ CHANGES: list[dict[str, object]] = [
 
 def main(learner_folder: Path, data_file: Path) -> None:
     given = params.load()
-    device = resolve(given.device)
+    device = prepared(given.device)
     n_shot = int(re.search(r"(\d+)shot", learner_folder.name)[1])  # type: ignore[index]
     data = load_split(data_file, "val")
     models = load_snapshots(learner_folder, device)

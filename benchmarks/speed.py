@@ -18,7 +18,7 @@ from stages.common.architectures import build
 from stages.common.pool import Teacher, TeacherInfo, load_pool, save_manifest, save_teacher
 from stages.common.seeds import generator
 from stages.interface import params
-from stages.interface.device import resolve
+from stages.interface.device import prepared
 from stages.meta_train.episode_inversion import EpisodeInversionRun
 from stages.meta_train.methods import Setting
 
@@ -65,7 +65,7 @@ def alternate(variants: dict[str, Callable[[int], object]]) -> dict[str, float]:
 
 def main() -> None:
     given = params.load()
-    device = resolve(given.device)
+    device = prepared(given.device)
     pool = make_pool(device)
     settings = given.meta_train.episode_inversion
 

@@ -15,6 +15,7 @@ from rich.console import Console
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MOST = 256  # compilations of one function; as many as PyTorch allows in all
 WORTH_IT = 1000  # calls of a compiled function from which its compilation pays for itself
 
 
@@ -38,6 +39,9 @@ def compiler(wish: str, n_calls: int, device: str) -> Callable[[Callable[P, R]],
             markup=False,
         )
         return lambda function: function
+    # Every form of teacher and batch compiles the same lines once more. Beyond PyTorch's limit of 8
+    # the others would run eagerly: more slowly, and other ones in a resumed run.
+    torch._dynamo.config.recompile_limit = MOST
     # Static shapes: one compilation per shape of a batch, each faster than a dynamic one.
     return lambda function: torch.compile(function, dynamic=False)
 

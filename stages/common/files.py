@@ -33,7 +33,7 @@ KINDS = {
     ),
 }
 FILE = "file"  # what is written, if not a folder of one of these kinds
-NOBODYS = (".DS_Store", "Thumbs.db")  # of file managers
+NOBODYS = (".DS_Store", "Thumbs.db", ".*.[0-9]*.tmp")  # of file managers, and of a killed process
 
 
 @contextmanager
@@ -86,21 +86,28 @@ def check_place(path: Path, kind: str = FILE) -> None:
 
 def kinds_of(folder: Path) -> set[str]:
     """The kinds that all there is in the folder may be of; every kind of an empty one."""
-    names = [entry.name for entry in folder.iterdir() if entry.name not in NOBODYS]
+    names = [entry.name for entry in folder.iterdir()]
     return {
         kind
         for kind, patterns in KINDS.items()
-        if all(any(fnmatch(name, pattern) for pattern in patterns) for name in names)
+        if all(any(fnmatch(name, pattern) for pattern in (*NOBODYS, *patterns)) for name in names)
     }
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """One safetensors file; equal contents give equal bytes."""
+    """One safetensors file; equal contents give equal bytes.
+
+    Raises OSError if it cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     with written_whole(path) as temporary:
-        save_file(contiguous, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        try:
+            save_file(contiguous, temporary, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:  # a full disk is no OSError to it
+            raise OSError(f"{path}: {error}") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -50,9 +50,9 @@ def data_based(
     from stages.common.dataset import View, load_split
     from stages.common.training import train_and_save
     from stages.data_based.real import RealRun, subset
-    from stages.interface.device import resolve
+    from stages.interface.device import prepared
 
-    device = resolve(given["device"])
+    device = prepared(given["device"])
     split = load_split(data, "train")
     own, length = given["data_based.{method}"], given["budgets.{budget}.data_based"]
     n_images = n_shot + given["n_query"]

@@ -49,14 +49,14 @@ def meta_test(
     from stages.common.dataset import load_splits
     from stages.common.files import check_place, load_json, load_table, written_whole
     from stages.common.pool import load_pool
-    from stages.interface.device import resolve
+    from stages.interface.device import prepared
     from stages.interface.provenance import origin, provenance_of, save_provenance
     from stages.meta_test import evaluate
     from stages.meta_test.cell import parts_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
     from stages.meta_test.similarity import check_pool_of, similarity
 
-    device = resolve(given["device"])
+    device = prepared(given["device"])
     settings = given["meta_test"]
     start, begun = time.monotonic(), origin()
     shape = (n_way, n_shot, given["n_query"])

@@ -24,7 +24,7 @@ from stages.common.params import Precision
 from stages.common.pool import Teacher
 from stages.meta_train.principal import principal_directions
 
-BATCH = 500  # images that a teacher sees together, if they have 32 pixels a side
+BATCH = 500  # images that a network sees together, if they have 32 pixels a side
 PCA_IMAGES = 8192  # images that the principal components are computed from
 HARDLY = 1e-5  # of the largest deviation, or variance: as good as none
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -94,6 +94,11 @@ def _resized(images: Tensor, size: int) -> Tensor:
     return torch.cat([PIXELS.invert(part) for part in pixels])
 
 
+def batch_of(size: int) -> int:
+    """How many images of side `size` a network sees together: its activations must fit."""
+    return max(1, min(BATCH, BATCH * 32**2 // size**2))
+
+
 def fill(
     pool: Sequence[Teacher],
     procedural: Tensor,
@@ -110,7 +115,7 @@ def fill(
     The mixtures are made at the largest teacher's size: `procedural` uint8 (n, s, s, 3).
     """
     canvas = max(teacher.info.image_size for teacher in pool)
-    batch = max(1, min(BATCH, BATCH * 32**2 // canvas**2))  # a teacher's activations must fit
+    batch = batch_of(canvas)
     plain = torch.cat(
         [_resized(part, canvas) for part in (procedural, *(p.images for p in inverted))]
     )

@@ -61,12 +61,12 @@ def meta_train(
     from stages.common.learner import learner_view, snapshots
     from stages.common.pool import MANIFEST, load_pool
     from stages.common.training import train_and_save
-    from stages.interface.device import resolve
+    from stages.interface.device import prepared
     from stages.interface.provenance import provenance_of
     from stages.meta_train.remarks import remarks_on
     from stages.meta_train.starts import taught_by
 
-    device = resolve(given["device"])
+    device = prepared(given["device"])
     continued = load_json(provenance_of(start)) if row.continues and start else None
     teachers = load_pool(pool, device)
     own = given["meta_train.{method}"]

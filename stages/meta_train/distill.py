@@ -21,7 +21,7 @@ from stages.common.loop import Records, recent
 from stages.common.meta_learners import adam_state, load_adam_state
 from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
-from stages.meta_train.bank import BATCH, output_numbers
+from stages.meta_train.bank import batch_of, output_numbers
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
@@ -152,12 +152,13 @@ class DistillRun:
         """Of the student as it is, by the classes of inverted images."""
         chosen = self._first(WEIGHING)
         labels = self._class_of[output_numbers(self._pool, chosen).to(self._setting.device)]
+        batch = batch_of(self._setting.view.image_size)
         self._student.eval()
         with torch.no_grad():
             readouts = [
                 self._student(self._setting.view.of(images.to(self._setting.device))).features
                 for part in chosen
-                for images in part.images.split(BATCH)
+                for images in part.images.split(batch)
             ]
         self._student.train()
         return readout_metric(

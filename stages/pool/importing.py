@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stages.common.architectures import channels_last
 from stages.common.dataset import View
-from stages.common.files import load_tensors
+from stages.common.files import kinds_of, load_tensors
 from stages.common.networks import build_network, own_module
 from stages.common.pool import (
     MANIFEST,
@@ -162,7 +162,7 @@ def _joined(
 ) -> TeacherInfo:
     """`info` with its file and class numbers in the pool, where it is written."""
     known = load_manifest(folder) if (folder / MANIFEST).exists() else []
-    if folder.exists() and not known and any(folder.iterdir()):
+    if folder.exists() and not known and "pool" not in kinds_of(folder):
         raise BadInput(f"{folder}: a folder with other files: allowed: a pool, or a new folder")
     own = (info.architecture, info.dataset, info.class_names)
     for other in known:

@@ -32,12 +32,12 @@ def pretrain(
     given = params.read(PARAMS, scenario=scenario, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import written_whole
-    from stages.interface.device import resolve
+    from stages.interface.device import prepared
     from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
     from stages.interface.work import work_folder
     from stages.pretrain.pool import plan_pool, train_pool
 
-    device = resolve(given["device"])
+    device = prepared(given["device"])
     sets = load_splits(data, "train")
     for images in sets:
         if n_way > len(images.class_ids):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stages.interface.device import keep_freed_memory
 from stages.interface.errors import BadInput, first_of, refuses_bad_input
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def adapt(
         )
     predict = [*predict, *(more or ())]
     files = [file for place in predict for file in image_files(place)]
+    keep_freed_memory()
     model = load_learner(learner)
     shots = [(file, name) for name, found in classes.items() for file in found]
     classifier = model.adapt([file for file, _ in shots], [name for _, name in shots])
@@ -122,6 +124,7 @@ def embed(
 
     _check_ending(out, *TABLES)
     files = [file for place in images for file in image_files(place)]
+    keep_freed_memory()
     features = load_learner(learner).embed(files)
     n, d = features.shape
     _save(out, {"image": names(files)}, [f"feature_{i}" for i in range(d)], features)

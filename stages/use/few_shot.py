@@ -33,7 +33,7 @@ TEMPERATURE = 0.1
 Images = Any  # whatever `many` of stages/use/images.py takes
 
 
-def load_learner(path: str | Path, device: str = "cpu") -> FewShotLearner:
+def load_learner(path: str | Path, device: str | torch.device = "cpu") -> FewShotLearner:
     """The learner of a file of `purer export`, or of a snapshot of meta_train.
 
     `device`: cpu, cuda, cuda:1, or auto, which is cuda where there is one.
@@ -41,7 +41,7 @@ def load_learner(path: str | Path, device: str = "cpu") -> FewShotLearner:
     Raises BadInput for a file that is missing, truncated, or no learner's, and for a device that
     is not there.
     """
-    device = resolve(device)
+    device = resolve(str(device))
     return FewShotLearner(*_load(Path(path), device), device)
 
 
@@ -97,7 +97,7 @@ class FewShotLearner:
 
     def _features(self, images: list[Any], moments: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         """Unit features (n, d), read and made `BATCH` images at a time."""
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what embed gives may be trained on
             parts = [
                 self._learner.forward(
                     self._theta, self._input(images[i : i + BATCH]), moments

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as if no more could be written
+    try:
+        with pytest.raises(OSError, match=r"whole\.safetensors: .*File too large"):
+            save_tensors(tmp_path / "whole.safetensors", {"a": torch.ones(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def write_folder(path: Path, name: str, kind: str = "pool") -> None:

@@ -19,7 +19,7 @@ from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
 from stages.meta_train import distill
-from stages.meta_train.bank import Mixtures, PrincipalComponents, fill
+from stages.meta_train.bank import Mixtures, PrincipalComponents, batch_of, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
@@ -409,6 +409,23 @@ def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path:
     assert made._student.training
     for name, tensor in made._student.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_the_metric_does_not_depend_on_how_many_images_the_network_sees_together(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = run(load_pool(tiny_pool), tmp_path / "x")
+    sizes = []
+    monkeypatch.setattr(distill, "batch_of", lambda size: sizes.append(size) or 2)
+    few = one.snapshot()
+    monkeypatch.undo()
+    for name, tensor in one.snapshot().items():
+        assert torch.allclose(tensor, few[name], atol=1e-5), name
+    assert sizes == [load_pool(tiny_pool)[0].info.image_size]
+
+
+def test_fewer_large_images_are_seen_together() -> None:
+    assert [batch_of(size) for size in (16, 32, 64, 224, 1000)] == [500, 500, 125, 10, 1]
 
 
 @pytest.mark.parametrize("method", ["distill_procedural", "distill_no_labels", "distill_no_metric"])

@@ -789,6 +789,15 @@ def test_a_folder_of_other_things_is_not_written_to(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_an_import_after_one_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / ".teacher-00.safetensors.123.tmp").write_text("half")
+    (tmp_path / "teacher-00.safetensors").write_text("whole, but not in a manifest")
+    where = "python/tests.pool.test_own_pools:Small"
+    info = add_teacher(tmp_path, Small(), where, ["a", "b", "c"], 32, [0.5] * 3, [0.5] * 3)
+    assert info.file == "teacher-01.safetensors"
+    assert [row.file for row in load_manifest(tmp_path)] == [info.file]
+
+
 # --- check ------------------------------------------------------------------------------------
 
 

@@ -583,6 +583,20 @@ def test_embed_writes_a_row_an_image(file: Path, others: Path, tmp_path: Path) -
     assert len(rows[1]) == 1 + 42
 
 
+def test_a_classifier_of_ones_own_can_be_trained_on_embeddings(file: Path, others: Path) -> None:
+    z = load_learner(file).embed(sorted(others.iterdir()))
+    layer = torch.nn.Linear(z.shape[1], 3)
+    layer(z).sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.allclose(layer.weight.grad[0], z.sum(0), atol=1e-5)
+
+
+def test_a_device_by_any_of_its_names(file: Path) -> None:
+    load_learner(file, torch.device("cpu"))
+    with pytest.raises(BadInput, match=r"device = 'gpu': .* allowed: auto, cpu"):
+        load_learner(file, "gpu")
+
+
 def _bomb() -> bytes:
     """A small file that says it is a picture of 90,000 x 90,000 pixels."""
     stream = io.BytesIO()
