@@ -86,7 +86,7 @@ class Point(Part):
 
 
 class History(Part):
-    """Meta-training, thinned: accuracy (0 to 1) on pseudo episodes, adversarial steps."""
+    """Meta-training, thinned: accuracy (0 to 1) on its episodes, adversarial steps."""
 
     iteration: list[int]
     outer_accuracy: list[float]

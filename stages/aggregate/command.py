@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.aggregate.names import DISTILLED
+from stages.aggregate.names import is_distilled
 from stages.interface.errors import BadInput, did_you_mean, refuses_bad_input
 
 if TYPE_CHECKING:
@@ -110,12 +110,15 @@ def publish(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("reports"),
 ) -> None:
     """Put the selected cell's metrics, table and figures where they always are."""
-    from stages.aggregate.cells import load_cell, path_of
+    from stages.aggregate.cells import cell_key, load_cell, path_of
     from stages.aggregate.layouts import selected
     from stages.common.files import check_place, save_json, written_whole
     from stages.interface import params
 
     given = params.read(PARAMS)
+    names = ("scenario", "dataset", "n_way", "n_shot", "method")
+    if cell != (selected_key := cell_key(*(given[name] for name in names))):
+        raise BadInput(f"{cell}: not what params.yaml selects: allowed: {selected_key}")
     chosen = load_cell(path_of(cell, given["budget"], given["seed"]))
     cells = [chosen]
     if chosen.method != "pool":  # the number to beat stands beside every learner's
@@ -135,7 +138,7 @@ def publish(
 def _row_of(cell: Cell, adaptation: str) -> str:
     """The row that `adaptation` names; "auto": the method's own, the first of `OWN` that it has."""
     if adaptation == "auto":
-        if cell.method in DISTILLED:  # its features are made for it
+        if is_distilled(cell.method):  # its features are made for it
             return "nearest_class_mean"
         return next((row for row in OWN if row in cell.rows), next(iter(cell.rows)))
     if adaptation not in cell.rows:
@@ -189,7 +192,7 @@ def _save_plots(folder: Path, cell: Cell, sheet: Sheet) -> None:
     if cell.history.iteration:
         save_training(folder / "training.png", [cell], title)
     else:
-        save_placeholder(folder / "training.png", "no accuracy on pseudo episodes")
+        save_placeholder(folder / "training.png", "no accuracy on training episodes")
     images = EVALUATIONS / cell.key / "synthetic.png"
     if images.is_file():
         shutil.copy(images, folder / "synthetic.png")

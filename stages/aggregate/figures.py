@@ -66,7 +66,9 @@ def save_accuracies(
         axes.grid(axis="x", alpha=0.3)
     panels[0][0].set_yticks(range(len(labels)), names, fontsize=8)
     panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
-    handles, said = panels[0][-1].get_legend_handles_labels()
+    legends = [axes.get_legend_handles_labels() for axes in panels[0]]
+    unlike = {word: handle for some in legends for handle, word in zip(*some, strict=True)}
+    handles, said = [*unlike.values()], [*unlike]
     if any(is_data_based(result.data_used) for _, result in rows):
         handles, said = [*handles, Patch(color=DATA_COLOUR, alpha=0.8)], [*said, "data-based"]
     figure.legend(handles, said, loc="outside lower center", ncol=3, fontsize=8)
@@ -97,7 +99,7 @@ def save_curriculum(path: Path, cells: Sequence[Cell], title: str) -> None:
 
 
 def save_training(path: Path, cells: Sequence[Cell], title: str) -> None:
-    """Accuracy on pseudo episodes (lines: moving mean) and on meta-validation (dots)."""
+    """Accuracy on training episodes (lines: moving mean) and on meta-validation (dots)."""
 
     def draw(axes: Axes, cell: Cell, colour: Colour) -> None:
         values = 100 * np.array(cell.history.outer_accuracy)

@@ -154,8 +154,9 @@ def _curves(folder: Path, name: str, title: str, cells: Sequence[Cell]) -> Itera
         path = folder / f"training-{name}.png"
         save_training(path, trained, title)
         caption = (
-            f"{title}: meta-training, first seed. Thin lines: accuracy on pseudo episodes (moving"
-            " mean). Dots: the snapshots on meta-validation, by one step if it chooses any."
+            f"{title}: meta-training, first seed. Thin lines: accuracy on training episodes"
+            " (moving mean), which are pseudo episodes but for data-based rows. Dots: the"
+            " snapshots on meta-validation, by one step if it chooses any."
         )
         yield Picture("Meta-training", caption, path)
 

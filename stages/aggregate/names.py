@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stages.interface.params import NO_DATASET
+from stages.interface.params import NO_DATASET, sections
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 PURER = ("eci", "icfil")  # the paper's full method, with which every row is compared
@@ -39,7 +39,6 @@ METHODS = {
     "distill_no_labels": "Distilled Conv4-32, without labels and metric",
     "distill_no_metric": "Distilled Conv4-32, without metric",
 }
-DISTILLED = frozenset(name for name in METHODS if name.startswith("distill"))
 DATA_BASED = {
     "maml_dagger": "MAML†",
     "real_maml": "MAML",
@@ -72,6 +71,11 @@ SCENARIOS = {
 
 def method_name(method: str) -> str:
     return {**METHODS, **DATA_BASED}.get(method, method)
+
+
+def is_distilled(method: str) -> bool:
+    """Whether its learner is one network distilled from the pool."""
+    return sections(method)[0]["family"] == "distillation"
 
 
 def row_name(method: str, adaptation: str) -> str:

@@ -157,7 +157,8 @@ def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
                 raise BadInput(
                     f"{cell.key} (seed {cell.seed}): {name} = {value}, but"
                     f" {getattr(first, name)} in {first.key} (seed {first.seed}): allowed is one"
-                    " value for all cells of a task, which are compared episode by episode"
+                    " value for all cells of a task, which are compared episode by episode; run the"
+                    " older one again, or delete its file"
                 )
     return groups
 
@@ -166,16 +167,17 @@ def _changed(found: Sequence[Cell]) -> str:
     """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5', with the seeds if not of all.
 
     What differed from the commit of a run, and what differs between the seeds: another commit may
-    hold another value.
+    hold another value. Of such a key the value of every seed whose file has it is said: what
+    differed from the commit of one may have been committed when the next was run.
     """
-    read = [cell.params for cell in found]
-    unlike = {
+    read = [cell.changed | cell.params for cell in found]
+    said = {key for cell in found for key in cell.changed} | {
         key for one in read for key in one if any(o.get(key, one[key]) != one[key] for o in read)
     }
     seeds: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for cell, own in zip(found, read, strict=True):
-        for key, value in (cell.changed | {k: own[k] for k in unlike & own.keys()}).items():
-            seeds[key][str(value)].append(str(cell.seed))
+        for key in said & own.keys():
+            seeds[key][str(own[key])].append(str(cell.seed))
     return ", ".join(f"{key} = {_by_seed(seeds[key], len(found))}" for key in sorted(seeds))
 
 

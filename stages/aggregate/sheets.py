@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from stages.aggregate.cells import Cell, in_grid
 from stages.aggregate.layouts import Block, Layout, Line, cells_of
-from stages.aggregate.names import ADAPTATIONS, DISTILLED, PURER, data_name, method_name, row_name
+from stages.aggregate.names import (
+    ADAPTATIONS,
+    PURER,
+    data_name,
+    is_distilled,
+    method_name,
+    row_name,
+)
 from stages.aggregate.results import Result, published, row_label
 from stages.interface.params import NO_DATASET
 
@@ -133,7 +140,7 @@ def iterations_text(cells: Iterable[Cell]) -> str:
     """E.g. '2,400 outer iterations (the paper: 60,000), distilled networks 8,000 steps'."""
     lengths: Mapping[bool, set[int]] = defaultdict(set)
     for cell in cells:
-        lengths[cell.method in DISTILLED].add(cell.iterations)
+        lengths[is_distilled(cell.method)].add(cell.iterations)
     words = []
     if outer := lengths[False] - {0}:
         words.append(f"{_span(outer)} outer iterations (the paper: 60,000)")
@@ -216,6 +223,8 @@ def _notes(shown: Sequence[_Shown], cells: Sequence[Cell]) -> tuple[Note, ...]:
         for remark in run.remarks
     ):
         notes.append(Note("Remarks:", tuple(said)))
+    if unlike := _unlike(cells):
+        notes.append(Note("Parameters that are not the same in all rows:", unlike))
     if far := _far_from_published(shown):
         notes.append(Note("More than two intervals of ours from the published value:", far))
     return tuple(notes)
@@ -244,6 +253,21 @@ def _grouped(what: str, shown: Sequence[_Shown], column: str, kind: str) -> Note
     if len(groups) == 1:
         return Note(f"{what}: {next(iter(groups))} (all rows).")
     return Note(f"{what}:", tuple(f"{value}: {'; '.join(of)}" for value, of in groups.items()))
+
+
+def _unlike(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """E.g. 'pretrain.lr_decay: 0.2 (ECI, EI); 0.5 (Pool)': of cells of one task, as files tell."""
+    values: dict[tuple[object, str], dict[str, dict[str, None]]] = {}
+    for cell in cells:
+        for key, value in cell.params.items():
+            of = values.setdefault((cell.task, key), {})
+            of.setdefault(str(value), {})[method_name(cell.method)] = None
+    items = []
+    for (_, key), of in values.items():
+        if len(of) > 1:
+            said = (f"{value} ({', '.join(names)})" for value, names in of.items())
+            items.append(f"{key}: {'; '.join(said)}")
+    return tuple(items)
 
 
 def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         document = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise BadInput(f"{path} is not in this folder; run from the project's root") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # e.g. of a day that no month has
         raise BadInput(f"{path} is not valid YAML: {error}") from None
     try:
         params = Params.model_validate(document)
@@ -111,6 +111,7 @@ def _check_together(given: Params, path: Path) -> None:
     check_dataset(given, given.dataset, path)
     _check_adaptation(given, path)
     _check_mixing(given, path)
+    _check_continued(given, path)
     _check_pool_size(given, path)
     for name, budget in given.budgets.items():
         length = budget.meta_train
@@ -187,10 +188,29 @@ def _check_mixing(given: Params, path: Path) -> None:
             f" {given.scenario} {what} (scenarios.{given.scenario}.architectures); allowed:"
             f" {', '.join(name for name, row in METHODS.items() if not row.mixes)}"
         )
-    if scenario.start == "average":
+    if scenario.start == "average" and _starts_of_scenario(given.method):
         raise BadInput(
             f"{path}: scenarios.{given.scenario}.start = 'average': {what}"
             f" (scenarios.{given.scenario}.architectures); allowed for these: random"
+        )
+
+
+def _starts_of_scenario(method: str) -> bool:
+    """Whether its learner starts as `scenarios.*.start` says."""
+    row = METHODS.get(method)
+    return row is not None and row.family == "episode_inversion" and not row.continues
+
+
+def _check_continued(given: Params, path: Path) -> None:
+    """Refuse a learner unlike the one that the method starts from."""
+    name = METHODS[given.method].continues if given.method in METHODS else ""
+    if not name:
+        return
+    start, learner = getattr(given.meta_train, name).architecture, given.learner.architecture
+    if start != learner:
+        raise BadInput(
+            f"{path}: learner.architecture = {learner!r}: method {given.method} starts from that of"
+            f" {name}, a {start} (meta_train.{name}.architecture); allowed: {start}"
         )
 
 

@@ -177,6 +177,9 @@ def test_publish_puts_the_selected_cell_at_fixed_paths(
     assert list(pd.read_csv(selected / "selection.csv")["one_step"]) == [35, 40]
     assert (selected / "synthetic.png").read_bytes() == (images / "synthetic.png").read_bytes()
 
+    refusal = run("publish", "ss-cifar_fs-5way-1shot-pool", code=2)
+    assert f"not what params.yaml selects: allowed: {CELL}" in refusal
+
     select(monkeypatch, adaptation="magic")
     refusal = run("publish", CELL, code=2)
     assert "adaptation = 'magic': no such row in" in refusal

@@ -194,6 +194,18 @@ def test_seeds_of_other_committed_parameters_are_told_apart(tmp_path: Path) -> N
     assert {result.changed for result in results([*same, other, before])} == {what}
 
 
+def test_what_was_committed_after_one_seed_is_said_of_all(tmp_path: Path) -> None:
+    """README's loop commits params.yaml after each seed: only the first differs from its commit."""
+    weight = {"meta_train.eci.curriculum_weight": 2.0}
+    cells = []
+    for seed in (0, 1, 2):
+        runs = fake_cell(ECI)["provenance"]
+        runs[1] |= {"params": weight, "changed_params": weight if seed == 0 else {}}
+        cells.append(load_cell(write_cell(tmp_path, ECI, seed, provenance=runs)))
+    what = "meta_train.eci.curriculum_weight = 2.0"
+    assert {result.changed for result in results(cells)} == {what}
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_a_figure_has_room_for_a_label_of_any_length(tmp_path: Path) -> None:
     """Matplotlib warns where a label leaves no room for bars."""

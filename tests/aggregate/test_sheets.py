@@ -117,6 +117,28 @@ def test_remarks_on_a_run_are_below_its_tables(tmp_path: Path) -> None:
     assert "ECI, SS, CIFAR-FS, 5-way: no BatchNorm: teacher-03" in text
 
 
+def test_parameters_of_which_rows_differ_are_below_the_table(tmp_path: Path) -> None:
+    """Whatever was committed when: 'minus PURER' compares rows of one task."""
+
+    def cell(key: str, decay: float) -> Cell:
+        (plain,) = load(tmp_path, key)
+        runs = [
+            r.model_copy(update={"params": {"pretrain.lr_decay": decay}}) for r in plain.provenance
+        ]
+        return plain.model_copy(update={"provenance": runs})
+
+    purer = cell("ss-cifar_fs-5way-5shot-eci", 0.2)
+    random = cell("ss-cifar_fs-5way-5shot-random", 0.2)
+    assert "not the same" not in markdown(filled(PAPER["table_1"], [purer, random]))
+    (before,) = load(tmp_path, "ss-cifar_fs-5way-1shot-eci")  # nothing is known of it
+    random = cell("ss-cifar_fs-5way-5shot-random", 0.5)
+    text = markdown(filled(PAPER["table_1"], [purer, random, before]))
+    assert "Parameters that are not the same in all rows:" in text
+    assert "pretrain.lr_decay: 0.2 (ECI); 0.5 (Random)" in text
+    other = cell("ss-mini_imagenet-5way-5shot-random", 0.5)  # is compared with no CIFAR-FS row
+    assert "not the same" not in markdown(filled(PAPER["table_1"], [purer, other]))
+
+
 def test_far_from_the_paper_is_listed(tmp_path: Path) -> None:
     cells = load(tmp_path, "ss-cifar_fs-5way-5shot-eci", "ss-cifar_fs-5way-1shot-random")
     sheet = filled(PAPER["table_1"], cells)

@@ -129,6 +129,32 @@ def test_only_declared_keys_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
         params.read(("budgets.{budget}",), budget="papr")
 
 
+@pytest.mark.parametrize("method", ["real_protonet", "random", "distill", "pool"])
+def test_a_learner_unlike_the_teachers_needs_no_other_start_where_none_is_theirs(
+    edited, method: str
+) -> None:
+    path = edited("learner.architecture", "conv4_64")
+    with pytest.raises(BadInput, match="start = 'average': the learner is a conv4_64"):
+        params.load(path)
+    path.write_text(path.read_text().replace("method: eci ", f"method: {method} ", 1))
+    assert params.load(path).method == method
+
+
+def test_a_learner_unlike_the_one_it_starts_from_is_refused(edited) -> None:
+    path = edited("learner.architecture", "conv4_64")
+    path.write_text(path.read_text().replace("method: eci ", "method: eci_distilled ", 1))
+    message = "learner.architecture = 'conv4_64': method eci_distilled starts .* allowed: conv4"
+    with pytest.raises(BadInput, match=message):
+        params.load(path)
+
+
+def test_a_date_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 2024-99-99\n")
+    with pytest.raises(BadInput, match="is not valid YAML: month must be in"):
+        params.load(path)
+
+
 def test_a_selection_outside_the_grid_is_refused(edited) -> None:
     given = params.load(edited("n_way", 7))
     assert cell_key(given) == "ss-glyphs-7way-5shot-eci"
