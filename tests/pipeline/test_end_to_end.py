@@ -291,7 +291,7 @@ def test_plots_and_dag_show(project: Project, tmp_path: Path) -> None:
     page = project.run("dvc", "plots", "show", "-o", str(tmp_path / "plots"))
     assert "fail" not in page.lower()
     html = (tmp_path / "plots" / "index.html").read_text()
-    for title in ("meta-test accuracy of the", "accuracy on pseudo", "meta-validation accuracy"):
+    for title in ("meta-test accuracy of the", "accuracy on training", "meta-validation accuracy"):
         assert title in html
     assert html.count(".png") >= 3
     assert "meta_train" in project.run(
