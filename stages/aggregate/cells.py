@@ -203,6 +203,9 @@ class Cell(Part):
         return 100 * np.asarray(self.rows[row].correct, float) / (self.n_way * self.n_query)
 
 
+KEY_PARTS = ("scenario", "dataset", "n_way", "n_shot", "method")  # of cell_key, in its order
+
+
 def cell_key(scenario: str, dataset: str, n_way: int, n_shot: int, method: str) -> str:
     return f"{scenario}-{dataset}-{n_way}way-{n_shot}shot-{method}"
 

@@ -110,14 +110,13 @@ def publish(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("reports"),
 ) -> None:
     """Put the selected cell's metrics, table and figures where they always are."""
-    from stages.aggregate.cells import cell_key, load_cell, path_of
+    from stages.aggregate.cells import KEY_PARTS, cell_key, load_cell, path_of
     from stages.aggregate.layouts import selected
     from stages.common.files import check_place, save_json, written_whole
     from stages.interface import params
 
     given = params.read(PARAMS)
-    names = ("scenario", "dataset", "n_way", "n_shot", "method")
-    if cell != (selected_key := cell_key(*(given[name] for name in names))):
+    if cell != (selected_key := cell_key(*(given[name] for name in KEY_PARTS))):
         raise BadInput(f"{cell}: not what params.yaml selects: allowed: {selected_key}")
     chosen = load_cell(path_of(cell, given["budget"], given["seed"]))
     cells = [chosen]

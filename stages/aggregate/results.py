@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from stages.aggregate.cells import Cell, cell_key, print_order
+from stages.aggregate.cells import KEY_PARTS, Cell, cell_key, print_order
 from stages.aggregate.names import PURER, marked, row_name, row_order
 from stages.interface.errors import BadInput
 
@@ -132,9 +132,8 @@ def published(key: str, adaptation: str) -> tuple[float, float | None] | None:
 @functools.cache
 def _published() -> dict[tuple[str, str], tuple[float, float | None]]:
     entries: list[dict[str, Any]] = YAML(typ="safe").load(PUBLISHED)
-    names = ("scenario", "dataset", "n_way", "n_shot", "method")
     return {
-        (cell_key(*(entry[name] for name in names)), entry["adaptation"]): (
+        (cell_key(*(entry[name] for name in KEY_PARTS)), entry["adaptation"]): (
             entry["accuracy"],
             entry["ci95"],
         )
