@@ -43,7 +43,11 @@ def learner_rows(folder: Path, data: ClassImages) -> Iterator[tuple[str, Classes
     whole = reader(info, theta, names)
     view = [info.view.of(images) for images in data.images]
     yield "as it was made", [whole(x) for x in view]
-    for title, part in (("damping", "damped"), ("amplification", "amplified")):
+    for title, part in {
+        "damping": "damped",
+        "amplification": "amplified",
+        "damping of what is common": "common",
+    }.items():
         other = reader(info, theta | {part: torch.zeros_like(theta[part])}, names)
         yield f"without its {title}", [other(x) for x in view]
     plain = reader(info, theta, names, mirror=False)

@@ -27,25 +27,35 @@ class DistilledForm:
     n_directions: int = 0  # that the readout's metric changes; 0: there is none
 
 
-class ReadoutMetric(NamedTuple):
-    """z' = z - (z damped) damped^T, z'' = z' + (z' amplified) amplified^T, for readouts z.
+N_COMMON = 2  # directions of what all images have in common: their mean, and how they differ most
 
-    Each (n_features, n_directions): a direction times the root of how much it changes, zeros where
-    there are fewer. Made by stages/meta_train/readout_metric.py.
+
+class ReadoutMetric(NamedTuple):
+    """How readouts z are weighed, by stages/meta_train/readout_metric.py.
+
+    What varies within classes is damped, what tells them apart amplified, what is common to all
+    damped: z1 = z - (z D) D^T, z2 = z1 + (z1 A) A^T, z3 = z2 - (z2 C) C^T. The columns of D and A
+    (n_features, n_directions) and of C (n_features, N_COMMON) are directions times the root of how
+    much they change, zeros where there are fewer.
     """
 
     damped: Tensor
     amplified: Tensor
+    common: Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
         """z (n, n_features)."""
-        z = damp(z, self.damped)
-        return z + (z @ self.amplified) @ self.amplified.T
+        return damp(amplify(damp(z, self.damped), self.amplified), self.common)
 
 
-def damp(z: Tensor, damped: Tensor) -> Tensor:
-    """z (n, n_features) without so much of its damped directions: the metric's first half."""
-    return z - (z @ damped) @ damped.T
+def damp(z: Tensor, directions: Tensor) -> Tensor:
+    """z (n, n_features) with so much less of the directions (n_features, r)."""
+    return z - (z @ directions) @ directions.T
+
+
+def amplify(z: Tensor, directions: Tensor) -> Tensor:
+    """z (n, n_features) with so much more of the directions (n_features, r)."""
+    return z + (z @ directions) @ directions.T
 
 
 class Distilled(nn.Module):
@@ -57,8 +67,8 @@ class Distilled(nn.Module):
         projection           what the body takes the teachers' features to be (p)
         log_ratios           of every teacher's class probabilities to their geometric mean (k)
 
-    Then a metric weighs their directions, of which `form` says how many (its buffers are zero until
-    it is known); the length of the whole stays.
+    Then a metric weighs their directions, of which `form` says how many (its buffers, named as the
+    fields of ReadoutMetric, are zero until it is known); the length of the whole stays.
 
     The head starts at zero: one gradient step from there is a classifier by class means.
     """
@@ -76,8 +86,9 @@ class Distilled(nn.Module):
         }
         self.n_features = sum(sizes[name] for name in form.readout)
         if form.n_directions:
-            for name in ReadoutMetric._fields:
-                self.register_buffer(name, torch.zeros(self.n_features, form.n_directions))
+            n = form.n_directions
+            for name, columns in (("damped", n), ("amplified", n), ("common", N_COMMON)):
+                self.register_buffer(name, torch.zeros(self.n_features, columns))
         self.head = nn.Linear(self.n_features, n_way)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -93,7 +104,7 @@ class Distilled(nn.Module):
         seen = [self._unit(blocks[name]) for name in self.form.readout]
         features = torch.cat(seen, 1)
         if self.form.n_directions:
-            metric = ReadoutMetric(self.get_buffer("damped"), self.get_buffer("amplified"))
+            metric = ReadoutMetric(*map(self.get_buffer, ReadoutMetric._fields))
             features = len(seen) ** 0.5 * F.normalize(metric(features), dim=1)
         return Output(self.head(features), features, output.bn_inputs)
 

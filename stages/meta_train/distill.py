@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from stages.meta_train.distillation_loss import Terms, class_numbers, distillati
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
 from stages.meta_train.preparation import filled_bank, inverted_images, stream
-from stages.meta_train.readout_metric import readout_metric
+from stages.meta_train.readout_metric import grey_copy, readout_metric
 
 SHOWN = 20  # inverted images of a class that are kept with the learner
 SHOWN_CLASSES = 20  # of a teacher, the first: of a thousand the images would fill the memory
@@ -149,21 +149,27 @@ class DistillRun:
         return state | (self._metric()._asdict() if self._own.metric else {})
 
     def _metric(self) -> ReadoutMetric:
-        """Of the student as it is, by the classes of inverted images."""
+        """Of the student as it is, by the classes of inverted images, each beside its grey copy."""
         chosen = self._first(WEIGHING)
         labels = self._class_of[output_numbers(self._pool, chosen).to(self._setting.device)]
-        batch = batch_of(self._setting.view.image_size)
+        images = [part.images for part in chosen]
+        readouts = torch.stack([self._readouts(images), self._readouts(map(grey_copy, images))])
+        return readout_metric(
+            readouts, labels, self._shared.readout_metric, self.distilled.n_directions
+        )
+
+    def _readouts(self, images: Iterable[Tensor]) -> Tensor:
+        """(n, d) of the uint8 images of every teacher, without the metric."""
+        batch, device = batch_of(self._setting.view.image_size), self._setting.device
         self._student.eval()
         with torch.no_grad():
             readouts = [
-                self._student(self._setting.view.of(images.to(self._setting.device))).features
-                for part in chosen
-                for images in part.images.split(batch)
+                self._student(self._setting.view.of(part.to(device))).features
+                for own in images
+                for part in own.split(batch)
             ]
         self._student.train()
-        return readout_metric(
-            torch.cat(readouts), labels, self._shared.readout_metric, self.distilled.n_directions
-        )
+        return torch.cat(readouts)
 
     def _first(self, n: int) -> list[Labelled]:
         """The first n inverted images of every class, in order of their labels."""

@@ -71,6 +71,7 @@ class Metric(Section):
     strength: NonNegativeFloat
     within: NonNegativeFloat
     between: NonNegativeFloat
+    common: NonNegativeFloat
 
 
 class Distillation(Section):

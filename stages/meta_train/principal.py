@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def principal_directions(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Variances (r,), falling, and directions (d, r) of centred rows (m, d), r at most n.
+    """Mean squares (r,), falling, and directions (d, r) of rows (m, d), r at most n.
 
     Randomised (Halko et al., 2011), the same draw every time.
     """

@@ -1,16 +1,20 @@
 """How a distilled network weighs the directions of its readout (METHODS 5).
 
 Directions in which images of one class differ say little of a class, directions in which classes
-differ say much. The inverted images have classes, so both are known without any data:
+differ say much, and what all images have in common brings some class means near to everything. The
+inverted images have classes, so all of it is known without any data:
 
-    z' = (I + c W)^-alpha z        W: covariance of the readout within their classes
-    z'' = (I + c B)^beta z'        B: covariance of their class means of z'
+    z1 = (I + c W)^-alpha z        W: covariance of the readout within their classes
+    z2 = (I + c B)^beta z1         B: covariance of their class means of z1
+    z3 = (I + c T)^-gamma z2       T: second moment of z2, about zero
 
-W and B are scaled to a mean variance of 1 over the d directions; only the leading directions of
-each are changed, so that the learner's file stays small. This is the within-class covariance
-normalisation of speaker recognition (Hatch et al., 2006), softened, and its counterpart.
+W, B and T are scaled to a mean variance of 1 over the d directions; only the leading directions of
+each are changed, so that the learner's file stays small; of T two, the mean and the direction in
+which images differ most. W gives the within-class covariance normalisation of speaker recognition
+(Hatch et al., 2006), softened, B its counterpart, T all-but-the-top (Mu & Viswanath, 2018),
+softened. Each image takes part as it is and as its grey copy, so that colour varies within classes.
 
-Shapes: n images, d features of the readout, r directions.
+Shapes: v views of n images, d features of the readout, r directions.
 """
 
 from __future__ import annotations
@@ -18,27 +22,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.common.distilled import ReadoutMetric, damp
+from stages.common.distilled import N_COMMON, ReadoutMetric, amplify, damp
 from stages.meta_train.params import Metric
 from stages.meta_train.principal import principal_directions
 
 MIN_IMAGES = 5  # of a class that takes part: fewer say too little of what varies within it
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
+
+def grey_copy(images: Tensor) -> Tensor:
+    """uint8 (n, h, w, 3) to the same, each channel the luma."""
+    luma = (images.float() @ torch.tensor(LUMA, device=images.device)).round().to(torch.uint8)
+    return luma[..., None].expand(images.shape)
 
 
 def readout_metric(
     features: Tensor, labels: Tensor, params: Metric, n_directions: int
 ) -> ReadoutMetric:
-    """Of readouts (n, d) of images with labels (n,); zeros if no class has enough images."""
+    """Of readouts (v, n, d) of views of images with labels (n,).
+
+    Zeros if no class has enough images.
+    """
     _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
     enough = counts[labels] >= MIN_IMAGES
-    features = features[enough]
     _, labels = labels[enough].unique(return_inverse=True)
+    labels, features = labels.repeat(len(features)), features[:, enough].flatten(0, 1)
+    c = params.strength
     means = _class_means(features, labels)
-    within, c = features - means[labels], params.strength
-    damped = _scaled_directions(within, c, -params.within, n_directions)
+    damped = _scaled_directions(features - means[labels], c, -params.within, n_directions)
     means = damp(means, damped)
-    between = means - means.mean(0)
-    return ReadoutMetric(damped, _scaled_directions(between, c, params.between, n_directions))
+    amplified = _scaled_directions(means - means.mean(0), c, params.between, n_directions)
+    weighed = amplify(damp(features, damped), amplified)
+    common = _scaled_directions(weighed, c, -params.common, N_COMMON)
+    return ReadoutMetric(damped, amplified, common)
 
 
 def _class_means(features: Tensor, labels: Tensor) -> Tensor:
@@ -49,9 +65,9 @@ def _class_means(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def _scaled_directions(rows: Tensor, c: float, exponent: float, n_directions: int) -> Tensor:
-    """Leading directions of centred rows (m, d), each times sqrt(|(1 + c v)^exponent - 1|).
+    """Leading directions of rows (m, d), each times sqrt(|(1 + c v)^exponent - 1|).
 
-    v is a direction's variance when that of all is 1 on average. Zeros (d, n_directions) where
+    v is a direction's mean square when that of all is 1 on average. Zeros (d, n_directions) where
     nothing varies, or where a student that diverged says nothing finite.
     """
     d = rows.shape[1]

@@ -60,8 +60,9 @@ def test_the_metric_weighs_directions_and_keeps_the_length() -> None:
     net, x = network(), images(6)
     plain = network(replace(FORM, n_directions=0))(x).features
     identity = torch.eye(42)
-    damped, amplified = net.get_buffer("damped"), net.get_buffer("amplified")
+    damped, amplified, common = map(net.get_buffer, ReadoutMetric._fields)
     matrix = (identity - damped @ damped.T) @ (identity + amplified @ amplified.T)
+    matrix = matrix @ (identity - common @ common.T)
     features = net(x).features
     assert torch.allclose(features, 3**0.5 * F.normalize(plain @ matrix, dim=1), atol=1e-5)
     assert not torch.allclose(features, plain, atol=0.1)
