@@ -26,7 +26,7 @@ from stages.meta_train.distillation_loss import Terms, class_numbers, distillati
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget
 from stages.meta_train.preparation import filled_bank, inverted_images, stream
-from stages.meta_train.readout_metric import grey_copy, readout_metric
+from stages.meta_train.readout_metric import readout_metric, views
 
 SHOWN = 20  # inverted images of a class that are kept with the learner
 SHOWN_CLASSES = 20  # of a teacher, the first: of a thousand the images would fill the memory
@@ -149,11 +149,11 @@ class DistillRun:
         return state | (self._metric()._asdict() if self._own.metric else {})
 
     def _metric(self) -> ReadoutMetric:
-        """Of the student as it is, by the classes of inverted images, each beside its grey copy."""
+        """Of the student as it is, by the classes of inverted images, in several views each."""
         chosen = self._first(WEIGHING)
         labels = self._class_of[output_numbers(self._pool, chosen).to(self._setting.device)]
-        images = [part.images for part in chosen]
-        readouts = torch.stack([self._readouts(images), self._readouts(map(grey_copy, images))])
+        seen = zip(*(views(part.images) for part in chosen), strict=True)
+        readouts = torch.stack([self._readouts(images) for images in seen])
         return readout_metric(
             readouts, labels, self._shared.readout_metric, self.distilled.n_directions
         )

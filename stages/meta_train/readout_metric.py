@@ -12,7 +12,8 @@ W, B and T are scaled to a mean variance of 1 over the d directions; only the le
 each are changed, so that the learner's file stays small; of T two, the mean and the direction in
 which images differ most. W gives the within-class covariance normalisation of speaker recognition
 (Hatch et al., 2006), softened, B its counterpart, T all-but-the-top (Mu & Viswanath, 2018),
-softened. Each image takes part as it is and as its grey copy, so that colour varies within classes.
+softened. Each image takes part in several views, so that what differs between them varies within
+classes: its colours, and which way is up.
 
 Shapes: v views of n images, d features of the readout, r directions.
 """
@@ -30,10 +31,10 @@ MIN_IMAGES = 5  # of a class that takes part: fewer say too little of what varie
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
-def grey_copy(images: Tensor) -> Tensor:
-    """uint8 (n, h, w, 3) to the same, each channel the luma."""
+def views(images: Tensor) -> list[Tensor]:
+    """uint8 (n, h, w, 3) as they are, as grey copies (the luma), and turned by a right angle."""
     luma = (images.float() @ torch.tensor(LUMA, device=images.device)).round().to(torch.uint8)
-    return luma[..., None].expand(images.shape)
+    return [images, luma[..., None].expand(images.shape), images.rot90(1, (1, 2))]
 
 
 def readout_metric(

@@ -24,7 +24,7 @@ from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
-from stages.meta_train.readout_metric import grey_copy, readout_metric
+from stages.meta_train.readout_metric import readout_metric, views
 from stages.meta_train.remarks import remarks_on
 from tests.conftest import ROOT, random_state, teacher_info
 
@@ -396,9 +396,10 @@ def test_a_snapshot_has_the_metric_of_its_own_network(tiny_pool: Path, tmp_path:
     labels = ["abcde".index(words[i][int(n)]) for i, (_, own) in enumerate(shown) for n in own]
     plain = Distilled("conv4", replace(made.distilled, n_directions=0), 3, 16).eval()
     plain.load_state_dict({k: v for k, v in kept.items() if k not in ReadoutMetric._fields})
-    grey = made._setting.view.of(grey_copy(torch.cat([part.images for part in made._first(15)])))
+    _, *others = views(torch.cat([part.images for part in made._first(15)]))
+    seen = [x, *map(made._setting.view.of, others)]
     expected = readout_metric(
-        torch.stack([plain(x).features, plain(grey).features]).detach(),
+        torch.stack([plain(view).features for view in seen]).detach(),
         torch.tensor(labels),
         PARAMS.meta_train.distillation.readout_metric,
         made.distilled.n_directions,
@@ -422,7 +423,7 @@ def test_the_metric_does_not_depend_on_how_many_images_the_network_sees_together
     monkeypatch.undo()
     for name, tensor in one.snapshot().items():
         assert torch.allclose(tensor, few[name], atol=1e-5), name
-    assert sizes == 2 * [load_pool(tiny_pool)[0].info.image_size]  # images, and grey copies
+    assert sizes == 3 * [load_pool(tiny_pool)[0].info.image_size]  # one for each view
 
 
 def test_fewer_large_images_are_seen_together() -> None:

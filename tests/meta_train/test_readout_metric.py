@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.common.distilled import N_COMMON
 from stages.common.seeds import generator
 from stages.meta_train.params import Metric
-from stages.meta_train.readout_metric import MIN_IMAGES, grey_copy, readout_metric
+from stages.meta_train.readout_metric import MIN_IMAGES, readout_metric, views
 
 PARAMS = Metric(strength=0.67, within=0.25, between=0.125, common=0.1)
 NOTHING = Metric(strength=0.67, within=0.0, between=0.0, common=0.0)
@@ -52,7 +52,7 @@ def test_it_is_the_formula(double: None, n_directions: int) -> None:
     assert torch.allclose(found, z @ formula(z, LABELS, n_directions), rtol=1e-9)
 
 
-def test_views_are_images_of_the_same_class(double: None) -> None:
+def test_views_count_as_images_of_the_same_class(double: None) -> None:
     z = readouts()
     other = z + torch.randn(z.shape, generator=generator(0, "views"))
     found = readout_metric(torch.stack([z, other]), LABELS, PARAMS, D)(z)
@@ -84,10 +84,15 @@ def test_what_all_images_have_in_common_is_damped(double: None) -> None:
     assert found.common[:, 0].abs().argmax() == 2
 
 
-def test_a_grey_copy_has_the_luma_in_every_channel() -> None:
+def test_a_view_is_the_image_its_luma_or_a_turn() -> None:
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30]])
     images = colours.to(torch.uint8).reshape(5, 1, 1, 3)
-    assert grey_copy(images).flatten(1).tolist() == [[v] * 3 for v in (76, 150, 29, 255, 18)]
+    same, grey, _ = views(images)
+    assert torch.equal(same, images)
+    assert grey.flatten(1).tolist() == [[v] * 3 for v in (76, 150, 29, 255, 18)]
+    corners = torch.tensor([[1, 2], [3, 4]]).to(torch.uint8)[None, ..., None].expand(1, 2, 2, 3)
+    turned = views(corners)[2]
+    assert turned[0, ..., 0].tolist() == [[2, 4], [1, 3]]
 
 
 def test_what_tells_classes_apart_grows_against_what_does_not(double: None) -> None:
