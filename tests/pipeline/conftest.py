@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
+POOL = "ss-glyphs-5way"  # of the small experiment
 
 
 class Project:
@@ -60,6 +63,11 @@ class Project:
         self.run("git", "clean", "-qfd")
 
 
+def executed(output: str) -> list[str]:
+    """Names of the stages that DVC ran (or, dry, would run)."""
+    return [name.split(":")[-1] for name in re.findall(r"Running stage '([^']+)'", output)]
+
+
 def copy_project(root: Path) -> Project:
     """What git would give a new user, the uncommitted changes of this checkout included."""
     files = subprocess.run(
@@ -81,7 +89,7 @@ def copy_project(root: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The small experiment, run once from end to end by `dvc repro` and committed."""
     project = copy_project(tmp_path_factory.mktemp("project"))
     project.set(
@@ -114,3 +122,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.run("dvc", "repro")
     project.commit("results")
     return project
+
+
+@pytest.fixture
+def project(experiment: Project) -> Iterator[Project]:
+    """The small experiment as it was committed, whatever another test did with it."""
+    yield experiment
+    experiment.restore()
