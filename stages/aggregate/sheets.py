@@ -256,18 +256,30 @@ def _grouped(what: str, shown: Sequence[_Shown], column: str, kind: str) -> Note
 
 
 def _unlike(cells: Iterable[Cell]) -> tuple[str, ...]:
-    """E.g. 'pretrain.lr_decay: 0.2 (ECI, EI); 0.5 (Pool)': of cells of one task, as files tell."""
-    values: dict[tuple[object, str], dict[str, dict[str, None]]] = {}
+    """E.g. 'pretrain.lr_decay: 0.2 (ECI, EI); 0.5 (Pool)': of cells of one task, as files tell.
+
+    A file that has others of a key's section but not the key is older than the parameter.
+    """
+    tasks: Mapping[object, list[Cell]] = defaultdict(list)
     for cell in cells:
-        for key, value in cell.params.items():
-            of = values.setdefault((cell.task, key), {})
-            of.setdefault(str(value), {})[method_name(cell.method)] = None
+        tasks[cell.task].append(cell)
     items = []
-    for (_, key), of in values.items():
-        if len(of) > 1:
-            said = (f"{value} ({', '.join(names)})" for value, names in of.items())
-            items.append(f"{key}: {'; '.join(said)}")
+    for same in tasks.values():
+        for key in {key: None for cell in same for key in cell.params}:
+            of: Mapping[str, dict[str, None]] = defaultdict(dict)
+            for cell in same:
+                if key in cell.params or _section(key) in map(_section, cell.params):
+                    value = cell.params.get(key, "none, it is newer")
+                    of[str(value)][method_name(cell.method)] = None
+            if len(of) > 1:
+                said = (f"{value} ({', '.join(names)})" for value, names in of.items())
+                items.append(f"{key}: {'; '.join(said)}")
     return tuple(items)
+
+
+def _section(key: str) -> str:
+    """All but the last part; a key without parts is a section of its own."""
+    return key.rpartition(".")[0] or key
 
 
 def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:

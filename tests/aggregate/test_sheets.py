@@ -120,11 +120,10 @@ def test_remarks_on_a_run_are_below_its_tables(tmp_path: Path) -> None:
 def test_parameters_of_which_rows_differ_are_below_the_table(tmp_path: Path) -> None:
     """Whatever was committed when: 'minus PURER' compares rows of one task."""
 
-    def cell(key: str, decay: float) -> Cell:
+    def cell(key: str, decay: float, **more: float) -> Cell:
         (plain,) = load(tmp_path, key)
-        runs = [
-            r.model_copy(update={"params": {"pretrain.lr_decay": decay}}) for r in plain.provenance
-        ]
+        params = {"pretrain.lr_decay": decay, **more}
+        runs = [r.model_copy(update={"params": params}) for r in plain.provenance]
         return plain.model_copy(update={"provenance": runs})
 
     purer = cell("ss-cifar_fs-5way-5shot-eci", 0.2)
@@ -135,6 +134,9 @@ def test_parameters_of_which_rows_differ_are_below_the_table(tmp_path: Path) -> 
     text = markdown(filled(PAPER["table_1"], [purer, random, before]))
     assert "Parameters that are not the same in all rows:" in text
     assert "pretrain.lr_decay: 0.2 (ECI); 0.5 (Random)" in text
+    younger = cell("ss-cifar_fs-5way-5shot-average", 0.2, **{"pretrain.new": 3})
+    text = markdown(filled(PAPER["table_1"], [purer, younger, before]))
+    assert "pretrain.new: none, it is newer (ECI); 3 (Average)" in text
     other = cell("ss-mini_imagenet-5way-5shot-random", 0.5)  # is compared with no CIFAR-FS row
     assert "not the same" not in markdown(filled(PAPER["table_1"], [purer, other]))
 
