@@ -260,17 +260,17 @@ def _unlike(cells: Iterable[Cell]) -> tuple[str, ...]:
 
     A file that has others of a key's section but not the key is older than the parameter.
     """
-    tasks: Mapping[object, list[Cell]] = defaultdict(list)
+    tasks: Mapping[object, list[tuple[str, dict[str, object], set[str]]]] = defaultdict(list)
     for cell in cells:
-        tasks[cell.task].append(cell)
+        params = cell.params  # made anew whenever it is asked for
+        tasks[cell.task].append((method_name(cell.method), params, set(map(_section, params))))
     items = []
     for same in tasks.values():
-        for key in {key: None for cell in same for key in cell.params}:
+        for key in {key: None for _, params, _ in same for key in params}:
             of: Mapping[str, dict[str, None]] = defaultdict(dict)
-            for cell in same:
-                if key in cell.params or _section(key) in map(_section, cell.params):
-                    value = cell.params.get(key, "none, it is newer")
-                    of[str(value)][method_name(cell.method)] = None
+            for name, params, sections in same:
+                if _section(key) in sections:
+                    of[str(params.get(key, "none, it is newer"))][name] = None
             if len(of) > 1:
                 said = (f"{value} ({', '.join(names)})" for value, names in of.items())
                 items.append(f"{key}: {'; '.join(said)}")

@@ -67,7 +67,7 @@ def test_views_do_not_make_a_class_larger() -> None:
 
 
 def test_what_all_images_have_in_common_is_damped(double: None) -> None:
-    """The mean, and the direction in which they differ most, by hand."""
+    """Their mean, by hand; the formula above has the other direction too."""
     z = readouts()
     z[:, 2] += 30
     found = readout_metric(z[None], LABELS, PARAMS.model_copy(update={"between": 0.0}), D)
