@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from stages.common.architectures import Output, build
 
+N_COMMON = 2  # directions of what all images have in common: their mean, and how they differ most
+
 
 @dataclass(frozen=True)
 class DistilledForm:
@@ -25,9 +27,6 @@ class DistilledForm:
     readout: tuple[str, ...]  # which of the blocks below, side by side
     mirror: bool  # an image is read together with its mirror image
     n_directions: int = 0  # that the readout's metric changes; 0: there is none
-
-
-N_COMMON = 2  # directions of what all images have in common: their mean, and how they differ most
 
 
 class ReadoutMetric(NamedTuple):
@@ -85,10 +84,9 @@ class Distilled(nn.Module):
             "log_ratios": sum(form.heads),
         }
         self.n_features = sum(sizes[name] for name in form.readout)
-        if form.n_directions:
-            n = form.n_directions
-            for name, columns in (("damped", n), ("amplified", n), ("common", N_COMMON)):
-                self.register_buffer(name, torch.zeros(self.n_features, columns))
+        for name in ReadoutMetric._fields if form.n_directions else ():
+            columns = N_COMMON if name == "common" else form.n_directions
+            self.register_buffer(name, torch.zeros(self.n_features, columns))
         self.head = nn.Linear(self.n_features, n_way)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

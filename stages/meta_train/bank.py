@@ -10,6 +10,7 @@ Shapes: N images, k outputs of all teachers side by side, p principal components
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,9 +26,13 @@ from stages.common.pool import Teacher
 from stages.meta_train.principal import principal_directions
 
 BATCH = 500  # images that a network sees together, if they have 32 pixels a side
+PART = 16  # batches that are kept together: seconds of small teachers, minutes of large ones
 PCA_IMAGES = 8192  # images that the principal components are computed from
 HARDLY = 1e-5  # of the largest deviation, or variance: as good as none
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+# (name, how to make them): tensors made before under this name, else made now and kept
+Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
 class Bank(NamedTuple):
@@ -108,11 +113,13 @@ def fill(
     precision: Precision,
     stream: torch.Generator,
     device: str,
+    kept: Keep = lambda name, make: make(),
     done: Callable[[int], None] = lambda n: None,
 ) -> Bank:
     """What the teachers say of these images and of their mixtures, kept at side `size`.
 
-    The mixtures are made at the largest teacher's size: `procedural` uint8 (n, s, s, 3).
+    The mixtures are made at the largest teacher's size: `procedural` uint8 (n, s, s, 3). Large
+    teachers take an hour, so `kept` is asked for every part.
     """
     canvas = max(teacher.info.image_size for teacher in pool)
     batch = batch_of(canvas)
@@ -121,8 +128,25 @@ def fill(
     )
     mixtures = Mixtures(plain, stream)
     sample = torch.randperm(len(mixtures), generator=stream)[:PCA_IMAGES]
-    seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(batch)]
-    projection = PrincipalComponents.of(torch.cat(seen), n_components)
+
+    def components() -> dict[str, Tensor]:
+        seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(batch)]
+        return PrincipalComponents.of(torch.cat(seen), n_components)._asdict()
+
+    known = kept("components", components)
+    projection = PrincipalComponents(known["mean"].to(device), known["matrix"].to(device))
+
+    def part_of(chosen: Tensor) -> dict[str, Tensor]:
+        rows = []
+        for few in chosen.split(batch):
+            pixels = mixtures[few]
+            words, whole = _seen(pool, pixels, precision, device)
+            features = projection(whole).half().cpu()
+            rows.append((_resized(pixels, size), words.half().cpu(), features))
+            done(int(few[-1]) + 1)
+        images, logits, features = map(torch.cat, zip(*rows, strict=True))
+        return {"images": images, "logits": logits, "features": features}
+
     n, k, p = len(mixtures), sum(t.info.n_outputs for t in pool), projection.matrix.shape[1]
     bank = Bank(
         torch.empty(n, size, size, 3, dtype=torch.uint8),
@@ -131,13 +155,10 @@ def fill(
         torch.full((n,), -1),
     )
     bank.labels[len(procedural) : len(plain)] = output_numbers(pool, inverted)
-    for part in torch.arange(n).split(batch):
-        pixels = mixtures[part]
-        words, whole = _seen(pool, pixels, precision, device)
-        bank.images[part] = _resized(pixels, size)
-        bank.logits[part] = words.half().cpu()
-        bank.features[part] = projection(whole).half().cpu()
-        done(int(part[-1]) + 1)
+    for i, chosen in enumerate(torch.arange(n).split(PART * batch)):
+        for name, part in kept(f"part-{i:03d}", functools.partial(part_of, chosen)).items():
+            getattr(bank, name)[chosen] = part
+        done(int(chosen[-1]) + 1)
     return bank
 
 

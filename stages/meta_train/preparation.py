@@ -1,12 +1,15 @@
 """What is made before a student's first step: images inverted from the teachers, and the bank.
 
-Both are kept in the folder of unfinished work, so that an interrupted run finds them there.
+Both are kept in the folder of unfinished work, the bank part by part as it grows, so that an
+interrupted run finds them there.
 """
 
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -91,7 +94,7 @@ def filled_bank(
     setting: Setting,
 ) -> Bank:
     """The bank of these inverted images and of procedural ones."""
-    path = setting.folder / "bank.safetensors"
+    path, parts = setting.folder / "bank.safetensors", setting.folder / "bank"
     if not path.exists():
         size = max(teacher.info.image_size for teacher in pool)
         n_images = setting.budget.procedural_images if own.procedural else 0
@@ -112,8 +115,18 @@ def filled_bank(
                 shared.precision,
                 stream(setting.seed, "bank"),
                 setting.device,
+                functools.partial(_kept, parts),
                 report,
             )
         save_tensors(path, bank._asdict(), {})
+        shutil.rmtree(parts)
         del bank, drawn  # gigabytes at 224 pixels
     return Bank(**load_tensors(path)[0])
+
+
+def _kept(folder: Path, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a file of this folder, made first if it is not there."""
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        save_tensors(path, make(), {})
+    return load_tensors(path)[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from stages.common.architectures import bn_layers, build
 from stages.common.distilled import Distilled, ReadoutMetric
@@ -18,7 +20,7 @@ from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
-from stages.meta_train import distill
+from stages.meta_train import bank, distill
 from stages.meta_train.bank import Mixtures, PrincipalComponents, batch_of, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
@@ -355,6 +357,35 @@ def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_p
     assert records == expected
     for name, tensor in whole.snapshot().items():
         assert torch.equal(tensor, second.snapshot()[name]), name
+
+
+def test_an_interrupted_bank_goes_on_where_it_was(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, seen = load_pool(tiny_pool), bank._seen
+    n_seen, left = 0, 10**9
+
+    def counted(*args: Any) -> tuple[Tensor, Tensor]:
+        nonlocal n_seen, left
+        if left == 0:
+            raise KeyboardInterrupt
+        n_seen, left = n_seen + 1, left - 1
+        return seen(*args)
+
+    monkeypatch.setattr(bank, "_seen", counted)
+    monkeypatch.setattr(bank, "BATCH", 4)
+    monkeypatch.setattr(bank, "PART", 2)
+    whole, n_whole, n_seen = run(pool, tmp_path / "a")._bank, n_seen, 0
+    left = n_whole - 3  # the components, some parts, and half of one
+    with pytest.raises(KeyboardInterrupt):
+        run(pool, tmp_path / "b")
+    assert not (tmp_path / "b" / "bank.safetensors").exists()
+    n_seen, left = 0, 10**9
+    again = run(pool, tmp_path / "b")._bank
+    assert 3 <= n_seen <= 4
+    for name, tensor in whole._asdict().items():
+        assert torch.equal(getattr(again, name), tensor), name
+    assert not (tmp_path / "b" / "bank").exists()
 
 
 def test_of_a_teacher_with_many_classes_images_of_the_first_are_kept(
