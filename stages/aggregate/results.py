@@ -169,15 +169,29 @@ def _changed(found: Sequence[Cell]) -> str:
     hold another value. Of such a key the value of every seed whose file has it is said: what
     differed from the commit of one may have been committed when the next was run.
     """
-    read = [cell.changed | cell.params for cell in found]
-    said = {key for cell in found for key in cell.changed} | {
-        key for one in read for key in one if any(o.get(key, one[key]) != one[key] for o in read)
-    }
+    read = [(str(cell.seed), cell.changed, cell.params) for cell in found]
     seeds: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for cell, own in zip(found, read, strict=True):
-        for key in said & own.keys():
-            seeds[key][str(own[key])].append(str(cell.seed))
-    return ", ".join(f"{key} = {_by_seed(seeds[key], len(found))}" for key in sorted(seeds))
+    for key in {key for _, changed, params in read for key in changed | params}:
+        for seed, changed, params in read:
+            value = value_of(params, key) or (str(changed[key]) if key in changed else None)
+            if value is not None:
+                seeds[key][value].append(seed)
+    differing = {key for _, changed, _ in read for key in changed}
+    said = sorted(key for key in seeds if key in differing or len(seeds[key]) > 1)
+    return ", ".join(f"{key} = {_by_seed(seeds[key], len(found))}" for key in said)
+
+
+def value_of(params: Mapping[str, object], key: str) -> str | None:
+    """What the parameters of a run's file say of one of them; None: nothing.
+
+    "none" if they have others of its section (all but the last part of a key) but not this one:
+    the file is older than the parameter, or younger. Of a section that came or went as a whole
+    they say nothing.
+    """
+    if key in params:
+        return str(params[key])
+    section = key.rpartition(".")[0]
+    return "none" if section and any(k.rpartition(".")[0] == section for k in params) else None
 
 
 def _by_seed(values: Mapping[str, Sequence[str]], n_seeds: int) -> str:

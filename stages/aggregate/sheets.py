@@ -16,7 +16,7 @@ from stages.aggregate.names import (
     method_name,
     row_name,
 )
-from stages.aggregate.results import Result, published, row_label
+from stages.aggregate.results import Result, published, row_label, value_of
 from stages.interface.params import NO_DATASET
 
 # What rows were judged on, and what chose their snapshots, with a data set and without.
@@ -256,30 +256,28 @@ def _grouped(what: str, shown: Sequence[_Shown], column: str, kind: str) -> Note
 
 
 def _unlike(cells: Iterable[Cell]) -> tuple[str, ...]:
-    """E.g. 'pretrain.lr_decay: 0.2 (ECI, EI); 0.5 (Pool)': of cells of one task, as files tell.
+    """E.g. 'pretrain.lr_decay = 0.2: ECI; EI' and '... = 0.5: Pool', as files of one task tell.
 
-    A file that has others of a key's section but not the key is older than the parameter.
+    Of a method whose seeds differ the seeds are said as well.
     """
-    tasks: Mapping[object, list[tuple[str, dict[str, object], set[str]]]] = defaultdict(list)
-    for cell in cells:
-        params = cell.params  # made anew whenever it is asked for
-        tasks[cell.task].append((method_name(cell.method), params, set(map(_section, params))))
+    tasks: Mapping[object, list[tuple[str, int, dict[str, object]]]] = defaultdict(list)
+    for cell in cells:  # whose parameters are made anew whenever they are asked for
+        tasks[cell.task].append((method_name(cell.method), cell.seed, cell.params))
     items = []
     for same in tasks.values():
-        for key in {key: None for _, params, _ in same for key in params}:
-            of: Mapping[str, dict[str, None]] = defaultdict(dict)
-            for name, params, sections in same:
-                if _section(key) in sections:
-                    of[str(params.get(key, "none, it is newer"))][name] = None
+        for key in {key: None for _, _, params in same for key in params}:
+            seeds: Mapping[str, dict[str, dict[int, None]]] = defaultdict(dict)
+            for name, seed, params in same:
+                if (value := value_of(params, key)) is not None:
+                    seeds[name].setdefault(value, {})[seed] = None
+            of: Mapping[str, list[str]] = defaultdict(list)
+            for name, values in seeds.items():
+                for value, own in values.items():
+                    which = f" of seed {' and '.join(map(str, own))}" if len(values) > 1 else ""
+                    of[value].append(name + which)
             if len(of) > 1:
-                said = (f"{value} ({', '.join(names)})" for value, names in of.items())
-                items.append(f"{key}: {'; '.join(said)}")
+                items += [f"{key} = {value}: {'; '.join(names)}" for value, names in of.items()]
     return tuple(items)
-
-
-def _section(key: str) -> str:
-    """All but the last part; a key without parts is a section of its own."""
-    return key.rpartition(".")[0] or key
 
 
 def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:

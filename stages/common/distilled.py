@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.common.architectures import Output, build
 
-N_COMMON = 2  # directions of what all images have in common: their mean, and how they differ most
+N_COMMON = 2  # leading directions of all images: about their mean, and how they differ most
 
 
 @dataclass(frozen=True)

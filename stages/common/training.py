@@ -18,7 +18,7 @@ from stages.interface.work import work_folder
 def train_and_save(
     stage: str,
     method: str,
-    start: Callable[[Path], Run],
+    start: Callable[[Path, Callable[[], None]], Run],
     out: Path,
     *,
     inputs: Any,
@@ -43,12 +43,13 @@ def train_and_save(
     the provenance. `class_names`: of each teacher that the learner learns from. `remarks`: what
     tables should say of the run besides. `continued`: the provenance of the learner that this one
     starts from. `inputs` and `files` are all that decides the result: they name the folder of
-    unfinished work, in which `start(folder)` may keep its preparations.
+    unfinished work, in which `start(folder, saved)` may keep its preparations; it calls `saved`
+    after each, so that its minutes count.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
         watch = Stopwatch(folder)
         try:
-            run = start(folder)
+            run = start(folder, watch.save)
         finally:
             watch.save()
         info = LearnerInfo(

@@ -1,4 +1,4 @@
-"""The images that a distilled network learns from, and what every teacher says of them (METHODS 5).
+"""The images that a distilled network learns from, and the teachers' words for them (METHODS 5.1).
 
 A bank holds procedural images, images inverted from the teachers, and mixtures of both: mixup
 (Zhang et al., 2018) and CutMix (Yun et al., 2019). The teachers see each image and

@@ -1,4 +1,4 @@
-"""One small network that carries the whole pool, learned without any data (METHODS 5).
+"""One small network that carries the whole pool, learned without any data (METHODS 5.1).
 
 1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
 2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -150,26 +150,28 @@ class DistillRun:
 
     def _metric(self) -> ReadoutMetric:
         """Of the student as it is, by the classes of inverted images, in several views each."""
-        chosen = self._first(WEIGHING)
-        labels = self._class_of[output_numbers(self._pool, chosen).to(self._setting.device)]
-        seen = zip(*(views(part.images) for part in chosen), strict=True)
-        readouts = torch.stack([self._readouts(images) for images in seen])
-        return readout_metric(
-            readouts, labels, self._shared.readout_metric, self.distilled.n_directions
-        )
-
-    def _readouts(self, images: Iterable[Tensor]) -> Tensor:
-        """(n, d) of the uint8 images of every teacher, without the metric."""
-        batch, device = batch_of(self._setting.view.image_size), self._setting.device
+        chosen, device = self._first(WEIGHING), self._setting.device
+        labels = self._class_of[output_numbers(self._pool, chosen).to(device)]
+        batch = batch_of(self._setting.view.image_size)
         self._student.eval()
         with torch.no_grad():
             readouts = [
-                self._student(self._setting.view.of(part.to(device))).features
-                for own in images
-                for part in own.split(batch)
+                torch.stack([self._readout(images.to(device)) for images in views(few)])
+                for part in chosen
+                for few in part.images.split(batch)
             ]
         self._student.train()
-        return torch.cat(readouts)
+        return readout_metric(
+            torch.cat(readouts, 1),
+            labels,
+            self._shared.readout_metric,
+            self.distilled.n_directions,
+        )
+
+    def _readout(self, images: Tensor) -> Tensor:
+        """(n, d) of uint8 images, without the metric."""
+        features: Tensor = self._student(self._setting.view.of(images)).features
+        return features
 
     def _first(self, n: int) -> list[Labelled]:
         """The first n inverted images of every class, in order of their labels."""

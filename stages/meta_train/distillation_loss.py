@@ -1,4 +1,4 @@
-"""What a student of all teachers together minimises (METHODS 5).
+"""What a student of all teachers together minimises (METHODS 5.1).
 
 Per image x of the bank, with the student's outputs for all k classes side by side:
 

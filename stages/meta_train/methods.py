@@ -34,6 +34,7 @@ class Setting:
     seed: int
     device: str
     folder: Path = Path()  # of unfinished work: preparations may be kept there
+    saved: Callable[[], None] = lambda: None  # to be called after each
     start: Path | None = None  # a learner's folder to start from, for a method that `continues`
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +25,8 @@ from stages.interface.progress import Reporter
 from stages.meta_train.bank import Bank, fill, n_mixed
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation
+
+Tensors = dict[str, Tensor]
 
 
 def stream(seed: int, *purpose: str | int) -> torch.Generator:
@@ -52,31 +53,28 @@ def inverted_images(
     losses = teacher_losses(pool, params.weights, params.precision, compiled)
     images = []
     with Reporter("inversion", sum(steps)) as report:
-        for i, (teacher, (state, loss)) in enumerate(zip(pool, losses, strict=True)):
-            path = setting.folder / f"inverted-{i:02d}.safetensors"
-            if not path.exists():
-                made = invert(
-                    teacher.info,
-                    state,
-                    loss,
-                    _wanted(
-                        n_images, len(teacher.info.class_ids), stream(setting.seed, "classes", i)
-                    ),
-                    own.inversion,
-                    params,
-                    n_steps,
-                    stream(setting.seed, "inversion", i),
-                    setting.device,
-                    functools.partial(_further, report, sum(steps[:i])),
-                )
-                save_tensors(path, made._asdict(), {})
-            images.append(Labelled(**load_tensors(path)[0]))
+
+        def made(i: int) -> Tensors:
+            info, (state, loss) = pool[i].info, losses[i]
+            drawn = stream(setting.seed, "classes", i)
+            return invert(
+                info,
+                state,
+                loss,
+                _wanted(n_images, len(info.class_ids), drawn),
+                own.inversion,
+                params,
+                n_steps,
+                stream(setting.seed, "inversion", i),
+                setting.device,
+                lambda done: report(sum(steps[:i]) + done),
+            )._asdict()
+
+        for i in range(len(pool)):
+            name = f"inverted-{i:02d}"
+            images.append(Labelled(**_kept(setting, name, functools.partial(made, i))))
             report(sum(steps[: i + 1]), teacher=i + 1)
     return images
-
-
-def _further(report: Reporter, before: int, done: int) -> None:
-    report(before + done)
 
 
 def _wanted(n_images: int, n_classes: int, drawn: torch.Generator) -> Tensor:
@@ -94,11 +92,10 @@ def filled_bank(
     setting: Setting,
 ) -> Bank:
     """The bank of these inverted images and of procedural ones."""
-    path, parts = setting.folder / "bank.safetensors", setting.folder / "bank"
-    if not path.exists():
+
+    def made() -> Tensors:
         size = max(teacher.info.image_size for teacher in pool)
         n_images = setting.budget.procedural_images if own.procedural else 0
-        drawn = procedural_images(n_images, size, stream(setting.seed, "procedural images"))
         n_plain = n_images + sum(len(part.images) for part in inverted)
         if not n_plain:
             raise BadInput(
@@ -106,27 +103,28 @@ def filled_bank(
                 " nothing else"
             )
         with Reporter("bank", n_mixed(n_plain)) as report:
-            bank = fill(
+            return fill(
                 pool,
-                drawn,
+                procedural_images(n_images, size, stream(setting.seed, "procedural images")),
                 inverted,
                 setting.view.image_size,
                 shared.n_components,
                 shared.precision,
                 stream(setting.seed, "bank"),
                 setting.device,
-                functools.partial(_kept, parts),
+                lambda name, make: _kept(setting, f"bank/{name}", make),
                 report,
-            )
-        save_tensors(path, bank._asdict(), {})
-        shutil.rmtree(parts)
-        del bank, drawn  # gigabytes at 224 pixels
-    return Bank(**load_tensors(path)[0])
+            )._asdict()
+
+    bank = _kept(setting, "bank", made)
+    shutil.rmtree(setting.folder / "bank", ignore_errors=True)  # its parts
+    return Bank(**bank)
 
 
-def _kept(folder: Path, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of a file of this folder, made first if it is not there."""
-    path = folder / f"{name}.safetensors"
+def _kept(setting: Setting, name: str, make: Callable[[], Tensors]) -> Tensors:
+    """The tensors of a file in the folder of unfinished work, made first if it is not there."""
+    path = setting.folder / f"{name}.safetensors"
     if not path.exists():
         save_tensors(path, make(), {})
+        setting.saved()
     return load_tensors(path)[0]

@@ -1,4 +1,4 @@
-"""How a distilled network weighs the directions of its readout (METHODS 5).
+"""How a distilled network weighs the directions of its readout (METHODS 5.1).
 
 Directions in which images of one class differ say little of a class, directions in which classes
 differ say much, and what all images have in common brings some class means near to everything. The
@@ -9,11 +9,11 @@ inverted images have classes, so all of it is known without any data:
     z3 = (I + c T)^-gamma z2       T: second moment of z2, about zero
 
 W, B and T are scaled to a mean variance of 1 over the d directions; only the leading directions of
-each are changed, so that the learner's file stays small; of T two, the mean and the direction in
-which images differ most. W gives the within-class covariance normalisation of speaker recognition
-(Hatch et al., 2006), softened, B its counterpart, T all-but-the-top (Mu & Viswanath, 2018),
-softened. Each image takes part in several views, so that what differs between them varies within
-classes: its colours, and which way is up.
+each are changed, so that the learner's file stays small; of T two, which are close to the mean and
+to the direction in which images differ most. W gives the within-class covariance normalisation of
+speaker recognition (Hatch et al., 2006), softened, B its counterpart, T all-but-the-top (Mu &
+Viswanath, 2018), softened. Each image takes part in several views, so that what differs between
+them varies within classes: its colours, and which way is up.
 
 Shapes: v views of n images, d features of the readout, r directions.
 """

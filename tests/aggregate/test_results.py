@@ -189,9 +189,9 @@ def test_seeds_of_other_committed_parameters_are_told_apart(tmp_path: Path) -> N
     assert {result.changed for result in results(same)} == {""}
     other = seed(2, curriculum_weight=2.0, n_teachers="all", compile="never", new=1)
     before = seed(3)  # a file from before they were kept: nothing is known
-    weight = "meta_train.eci.curriculum_weight"
-    what = f"{weight} = 10.0 (seed 0, 1), 2.0 (seed 2)"
-    assert {result.changed for result in results([*same, other, before])} == {what}
+    weight = "meta_train.eci.curriculum_weight = 10.0 (seed 0, 1), 2.0 (seed 2)"
+    new = "meta_train.eci.new = none (seed 0, 1), 1 (seed 2)"
+    assert {row.changed for row in results([*same, other, before])} == {f"{weight}, {new}"}
 
 
 def test_what_was_committed_after_one_seed_is_said_of_all(tmp_path: Path) -> None:

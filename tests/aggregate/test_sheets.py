@@ -133,10 +133,17 @@ def test_parameters_of_which_rows_differ_are_below_the_table(tmp_path: Path) -> 
     random = cell("ss-cifar_fs-5way-5shot-random", 0.5)
     text = markdown(filled(PAPER["table_1"], [purer, random, before]))
     assert "Parameters that are not the same in all rows:" in text
-    assert "pretrain.lr_decay: 0.2 (ECI); 0.5 (Random)" in text
+    assert "pretrain.lr_decay = 0.2: ECI\n" in text
+    assert "pretrain.lr_decay = 0.5: Random\n" in text
     younger = cell("ss-cifar_fs-5way-5shot-average", 0.2, **{"pretrain.new": 3})
     text = markdown(filled(PAPER["table_1"], [purer, younger, before]))
-    assert "pretrain.new: none, it is newer (ECI); 3 (Average)" in text
+    assert "pretrain.new = none: ECI\n" in text
+    assert "pretrain.new = 3: Average\n" in text
+    second = random.model_copy(update={"seed": 1})
+    second = second.model_copy(update={"provenance": purer.provenance})
+    text = markdown(filled(PAPER["table_1"], [purer, random, second]))
+    assert "pretrain.lr_decay = 0.2: ECI; Random of seed 1\n" in text
+    assert "pretrain.lr_decay = 0.5: Random of seed 0\n" in text
     other = cell("ss-mini_imagenet-5way-5shot-random", 0.5)  # is compared with no CIFAR-FS row
     assert "not the same" not in markdown(filled(PAPER["table_1"], [purer, other]))
 
