@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.common.dataset import View
 from stages.common.files import save_table, written_whole
+from stages.common.kept import Kept
 from stages.common.learner import LearnerInfo
 from stages.common.loop import Run, meta_train
 from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
@@ -18,7 +19,7 @@ from stages.interface.work import work_folder
 def train_and_save(
     stage: str,
     method: str,
-    start: Callable[[Path, Callable[[], None]], Run],
+    start: Callable[[Kept], Run],
     out: Path,
     *,
     inputs: Any,
@@ -43,13 +44,12 @@ def train_and_save(
     the provenance. `class_names`: of each teacher that the learner learns from. `remarks`: what
     tables should say of the run besides. `continued`: the provenance of the learner that this one
     starts from. `inputs` and `files` are all that decides the result: they name the folder of
-    unfinished work, in which `start(folder, saved)` may keep its preparations; it calls `saved`
-    after each, so that its minutes count.
+    unfinished work, in which `start(kept)` may keep its preparations.
     """
     with work_folder(stage, [inputs, method, n_way, device], files, out, "learner") as folder:
         watch = Stopwatch(folder)
         try:
-            run = start(folder, watch.save)
+            run = start(Kept(folder, watch.save))
         finally:
             watch.save()
         info = LearnerInfo(

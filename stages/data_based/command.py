@@ -70,7 +70,7 @@ def data_based(
     minutes = train_and_save(
         "data_based",
         method,
-        lambda folder, saved: RealRun(
+        lambda kept: RealRun(
             images,
             view,
             given["learner"].architecture,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,9 +47,11 @@ def meta_test(
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import check_place, load_json, load_table, written_whole
-    from stages.common.pool import load_pool
+    from stages.common.kept import Kept
+    from stages.common.pool import MANIFEST, load_pool
     from stages.interface.device import prepared
-    from stages.interface.provenance import origin, provenance_of, save_provenance
+    from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
+    from stages.interface.work import work_folder
     from stages.meta_test import evaluate
     from stages.meta_test.cell import parts_of, save_cell, save_episodes
     from stages.meta_test.pseudo import pseudo_classes
@@ -58,7 +59,6 @@ def meta_test(
 
     device = prepared(given["device"])
     settings = given["meta_test"]
-    start, begun = time.monotonic(), origin()
     shape = (n_way, n_shot, given["n_query"])
     # What is wrong is refused before minutes of evaluation.
     method = parts_of(cell, n_way, n_shot)["method"]
@@ -75,56 +75,62 @@ def meta_test(
     check_place(out, "evaluation")
     check_place(metrics)
 
-    def tasks(split: Split, n_episodes: int) -> Tasks:
-        if data:
-            return _tasks(load_splits(data, split), split, n_episodes, shape)
-        made = pseudo_classes(teachers, split, n_way, settings.pseudo, device)
-        return _tasks([made], split, n_episodes, shape)
+    job = [given, cell, n_way, n_shot, budget, data]
+    files = [pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)]
+    with work_folder("meta_test", job, files, out, "evaluation") as folder:
+        watch = Stopwatch(folder)
+        kept = Kept(folder, watch.save)
 
-    test = tasks("test", settings.n_episodes)
-    content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
-    rows: dict[str, Row]
-    if learner is None:
-        rows = evaluate.judge_pool(teachers, test, settings, device)
-    else:
-        val = tasks("val", given["budgets.{budget}.meta_test"].n_val_episodes)
-        selection = evaluate.select(models, val, settings, device)
-        rows = evaluate.judge_learner(models, selection, val, test, settings, device)
-        content |= {
-            "selection": selection,
-            "curve": evaluate.curve(models, test, settings, device),
-        }
-        if synthetic and synthetic.exists() and data:
-            train = load_splits(data, "train")
-            content["similarity"] = similarity(synthetic, teachers, train, settings)
-    # In a list, since DVC would call a hundred numbers metrics.
-    content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
-    with written_whole(out, "evaluation") as temporary:
-        save_episodes(temporary / "episodes.parquet", rows, test)
-        if learner is not None and (learner / "synthetic.png").exists():
-            shutil.copy(learner / "synthetic.png", temporary)
-        save_provenance(
-            temporary / "provenance.json",
-            time.monotonic() - start,
-            device,
-            begun,
-            params=params.by_key(given, budget=budget),
+        def tasks(split: Split, n_episodes: int) -> Tasks:
+            if data:
+                return _tasks(load_splits(data, split), split, n_episodes, shape)
+            made = pseudo_classes(teachers, split, n_way, settings.pseudo, device, kept)
+            return _tasks([made], split, n_episodes, shape)
+
+        test = tasks("test", settings.n_episodes)
+        content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
+        rows: dict[str, Row]
+        if learner is None:
+            rows = evaluate.judge_pool(teachers, test, settings, device)
+        else:
+            val = tasks("val", given["budgets.{budget}.meta_test"].n_val_episodes)
+            selection = evaluate.select(models, val, settings, device)
+            rows = evaluate.judge_learner(models, selection, val, test, settings, device)
+            content |= {
+                "selection": selection,
+                "curve": evaluate.curve(models, test, settings, device),
+            }
+            if synthetic and synthetic.exists() and data:
+                train = load_splits(data, "train")
+                content["similarity"] = similarity(synthetic, teachers, train, settings)
+        # In a list, since DVC would call a hundred numbers metrics.
+        content["class_accuracy"] = [evaluate.class_accuracies(rows, test)]
+        with written_whole(out, "evaluation") as temporary:
+            save_episodes(temporary / "episodes.parquet", rows, test)
+            if learner is not None and (learner / "synthetic.png").exists():
+                shutil.copy(learner / "synthetic.png", temporary)
+            save_provenance(
+                temporary / "provenance.json",
+                watch.seconds,
+                device,
+                watch.origin,
+                params=params.by_key(given, budget=budget),
+            )
+        save_cell(
+            metrics,
+            cell,
+            rows,
+            test,
+            content,
+            n_shot=n_shot,
+            n_way=n_way,
+            n_query=given["n_query"],
+            seed=given["seed"],
+            budget=budget,
+            pool=pool,
+            learner=learner,
+            evaluation=out,
         )
-    save_cell(
-        metrics,
-        cell,
-        rows,
-        test,
-        content,
-        n_shot=n_shot,
-        n_way=n_way,
-        n_query=given["n_query"],
-        seed=given["seed"],
-        budget=budget,
-        pool=pool,
-        learner=learner,
-        evaluation=out,
-    )
     for name, row in rows.items():
         found = row.summary()
         typer.echo(f"{name:22s} {found['accuracy']:6.2f} +- {found['ci95']:.2f} % {row.protocol}")

@@ -7,13 +7,15 @@ classes they do not say.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 
 from stages.common.compiling import compiler
 from stages.common.dataset import ClassImages, Split
-from stages.common.natural_inversion import invert, n_batches
+from stages.common.kept import Kept, Tensors
+from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.pool import Teacher, TeacherInfo
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
@@ -24,11 +26,12 @@ from stages.meta_test.params import Pseudo
 
 
 def pseudo_classes(
-    pool: Sequence[Teacher], split: Split, n_way: int, params: Pseudo, device: str
+    pool: Sequence[Teacher], split: Split, n_way: int, params: Pseudo, device: str, kept: Kept
 ) -> ClassImages:
     """Classes that the teachers lend, up to `classes_per_teacher` each, with images of their own.
 
-    A split has its own images; the classes are the same. Teachers' images keep their size.
+    A split has its own images; the classes are the same. Teachers' images keep their size. With
+    large teachers they take hours, so each teacher's are kept.
 
     Raises BadInput if these are too few for `n_way`.
     """
@@ -46,26 +49,29 @@ def pseudo_classes(
         params.inversion.precision,
         lambda n: compiler("auto", n * steps * sum(batches) // len(pool), device),
     )
+
+    def made(i: int) -> Tensors:
+        return invert(
+            pool[i].info,
+            *losses[i],
+            torch.tensor(lent[i], dtype=torch.long).repeat(params.images_per_class),
+            "procedural",
+            params.inversion,
+            steps,
+            generator(0, "meta_test", "pseudo", split, i),
+            device,
+        )._asdict()
+
     names, images = [], []
     with Reporter(f"pseudo meta-{split}", len(pool)) as report:
-        for i, (teacher, labels, (state, loss)) in enumerate(zip(pool, lent, losses, strict=True)):
+        for i, labels in enumerate(lent):
             report(i)
             if not labels:  # others lend all its classes
                 continue
-            made = invert(
-                teacher.info,
-                state,
-                loss,
-                torch.tensor(labels, dtype=torch.long).repeat(params.images_per_class),
-                "procedural",
-                params.inversion,
-                steps,
-                generator(0, "meta_test", "pseudo", split, i),
-                device,
-            )
+            own = Labelled(**kept(f"pseudo-{split}-{i:02d}", functools.partial(made, i)))
             for label in labels:
-                names.append(f"teacher {i}: {teacher.info.class_names[label]}")
-                images.append(made.images[made.labels == label])
+                names.append(f"teacher {i}: {infos[i].class_names[label]}")
+                images.append(own.images[own.labels == label])
         report(len(pool))
     first = pool[0].info
     return ClassImages(

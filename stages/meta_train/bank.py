@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import Normalisation, resized
+from stages.common.kept import Tensors
 from stages.common.natural_inversion import Labelled
 from stages.common.params import Precision
 from stages.common.pool import Teacher
@@ -31,8 +32,7 @@ PCA_IMAGES = 8192  # images that the principal components are computed from
 HARDLY = 1e-5  # of the largest deviation, or variance: as good as none
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-# (name, how to make them): tensors made before under this name, else made now and kept
-Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+Keep = Callable[[str, Callable[[], Tensors]], Tensors]  # stages/common/kept.py
 
 
 class Bank(NamedTuple):
@@ -129,14 +129,14 @@ def fill(
     mixtures = Mixtures(plain, stream)
     sample = torch.randperm(len(mixtures), generator=stream)[:PCA_IMAGES]
 
-    def components() -> dict[str, Tensor]:
+    def components() -> Tensors:
         seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(batch)]
         return PrincipalComponents.of(torch.cat(seen), n_components)._asdict()
 
     known = kept("components", components)
     projection = PrincipalComponents(known["mean"].to(device), known["matrix"].to(device))
 
-    def part_of(chosen: Tensor) -> dict[str, Tensor]:
+    def part_of(chosen: Tensor) -> Tensors:
         rows = []
         for few in chosen.split(batch):
             pixels = mixtures[few]

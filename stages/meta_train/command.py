@@ -91,8 +91,8 @@ def meta_train(
     minutes = train_and_save(
         "meta_train",
         method,
-        lambda folder, saved: row.start(
-            taught, given["meta_train.{family}"], own, replace(setting, folder=folder, saved=saved)
+        lambda kept: row.start(
+            taught, given["meta_train.{family}"], own, replace(setting, kept=kept)
         ),
         out,
         inputs=[given, n_shot],

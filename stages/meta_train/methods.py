@@ -7,10 +7,11 @@ the command know no method.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.common.kept import Kept
 from stages.common.params import Scenario
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
@@ -33,8 +34,7 @@ class Setting:
     n_query: int
     seed: int
     device: str
-    folder: Path = Path()  # of unfinished work: preparations may be kept there
-    saved: Callable[[], None] = lambda: None  # to be called after each
+    kept: Kept = field(default_factory=lambda: Kept(Path()))  # preparations
     start: Path | None = None  # a learner's folder to start from, for a method that `continues`
 
 

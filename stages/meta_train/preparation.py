@@ -7,14 +7,13 @@ interrupted run finds them there.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from stages.common.compiling import compiler
-from stages.common.files import load_tensors, save_tensors
+from stages.common.kept import Tensors
 from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.pool import Teacher
 from stages.common.procedural import procedural_images
@@ -25,8 +24,6 @@ from stages.interface.progress import Reporter
 from stages.meta_train.bank import Bank, fill, n_mixed
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation
-
-Tensors = dict[str, Tensor]
 
 
 def stream(seed: int, *purpose: str | int) -> torch.Generator:
@@ -72,7 +69,7 @@ def inverted_images(
 
         for i in range(len(pool)):
             name = f"inverted-{i:02d}"
-            images.append(Labelled(**_kept(setting, name, functools.partial(made, i))))
+            images.append(Labelled(**setting.kept(name, functools.partial(made, i))))
             report(sum(steps[: i + 1]), teacher=i + 1)
     return images
 
@@ -112,19 +109,10 @@ def filled_bank(
                 shared.precision,
                 stream(setting.seed, "bank"),
                 setting.device,
-                lambda name, make: _kept(setting, f"bank/{name}", make),
+                lambda name, make: setting.kept(f"bank/{name}", make),
                 report,
             )._asdict()
 
-    bank = _kept(setting, "bank", made)
-    shutil.rmtree(setting.folder / "bank", ignore_errors=True)  # its parts
+    bank = setting.kept("bank", made)
+    setting.kept.forget_parts("bank")
     return Bank(**bank)
-
-
-def _kept(setting: Setting, name: str, make: Callable[[], Tensors]) -> Tensors:
-    """The tensors of a file in the folder of unfinished work, made first if it is not there."""
-    path = setting.folder / f"{name}.safetensors"
-    if not path.exists():
-        save_tensors(path, make(), {})
-        setting.saved()
-    return load_tensors(path)[0]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from stages.common.kept import Kept
+from stages.common.natural_inversion import Labelled, invert
 from stages.common.params import InversionWeights, NaturalInversion
-from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
+from stages.common.pool import Teacher, TeacherInfo, load_pool, save_manifest, save_teacher
 from stages.interface.errors import BadInput
+from stages.meta_test import pseudo
 from stages.meta_test.episodes import fixed_tasks
 from stages.meta_test.params import Pseudo
 from stages.meta_test.pseudo import lent_labels, pseudo_classes
@@ -39,7 +43,7 @@ def pool(tmp_path: Path) -> list[Teacher]:
     return load_pool(tmp_path)
 
 
-def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
+def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher], tmp_path: Path) -> None:
     """The second teacher's class0 is the first's; so are all of a third's."""
     same = Teacher(replace(pool[0].info, file="teacher-02.safetensors"), pool[0].net)
     infos = [teacher.info for teacher in pool]
@@ -47,18 +51,22 @@ def test_a_class_of_several_teachers_is_lent_once(pool: list[Teacher]) -> None:
     assert lent_labels([*infos, same.info], 2) == [[0, 2], [1, 2], [1]]
     other = replace(pool[0].info, dataset="another")
     assert lent_labels([*infos, other], 2) == [[0, 1], [1, 2], [0, 1]]
-    made = pseudo_classes([pool[0], same, same, same], "val", 2, PARAMS, "cpu")
+    made = pseudo_classes(
+        [pool[0], same, same, same], "val", 2, PARAMS, "cpu", Kept(tmp_path / "kept")
+    )
     assert made.class_names == ["teacher 0: class0", "teacher 1: class1", "teacher 2: class2"]
     assert all(torch.unique(images).numel() > 2 for images in made.images)
 
 
-def test_too_few_classes_are_refused_before_anything_is_inverted(pool: list[Teacher]) -> None:
+def test_too_few_classes_are_refused_before_anything_is_inverted(
+    pool: list[Teacher], tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match=r"n_way = 7: the pool lends only 4 classes .*: up to 4"):
-        pseudo_classes(pool, "val", 7, PARAMS, "cpu")
+        pseudo_classes(pool, "val", 7, PARAMS, "cpu", Kept(tmp_path))
 
 
-def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:
-    made = pseudo_classes(pool, "test", 2, PARAMS, "cpu")
+def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher], tmp_path: Path) -> None:
+    made = pseudo_classes(pool, "test", 2, PARAMS, "cpu", Kept(tmp_path))
     assert made.class_names == [
         "teacher 0: class0",
         "teacher 0: class1",
@@ -75,9 +83,34 @@ def test_every_teacher_lends_classes_of_its_own(pool: list[Teacher]) -> None:
     assert len(task.episode.classes) == 3
 
 
-def test_the_two_splits_share_classes_and_no_image(pool: list[Teacher]) -> None:
+def test_interrupted_they_go_on_with_the_first_unfinished_teacher(
+    pool: list[Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pseudo_classes(pool, "test", 2, PARAMS, "cpu", Kept(tmp_path / "a"))
+    inverted = []
+
+    def counted(info: TeacherInfo, *rest: Any) -> Labelled:
+        inverted.append(info.file)
+        if inverted == [pool[0].info.file, pool[1].info.file]:
+            raise KeyboardInterrupt
+        return invert(info, *rest)
+
+    monkeypatch.setattr(pseudo, "invert", counted)
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_classes(pool, "test", 2, PARAMS, "cpu", Kept(tmp_path / "b"))
+    again = pseudo_classes(pool, "test", 2, PARAMS, "cpu", Kept(tmp_path / "b"))
+    assert inverted == [teacher.info.file for teacher in (*pool, pool[1])]
+    for a, b in zip(whole.images, again.images, strict=True):
+        assert torch.equal(a, b)
+    # The other split's are its own.
+    other = pseudo_classes(pool, "val", 2, PARAMS, "cpu", Kept(tmp_path / "b"))
+    assert not torch.equal(other.images[0], again.images[0])
+
+
+def test_the_two_splits_share_classes_and_no_image(pool: list[Teacher], tmp_path: Path) -> None:
     val, test, again = (
-        pseudo_classes(pool, split, 2, PARAMS, "cpu") for split in ("val", "test", "test")
+        pseudo_classes(pool, split, 2, PARAMS, "cpu", Kept(tmp_path / str(i)))
+        for i, split in enumerate(("val", "test", "test"))
     )
     assert val.class_names == test.class_names
     for a, b, c in zip(val.images, test.images, again.images, strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stages.common.architectures import bn_layers, build
 from stages.common.distilled import Distilled, ReadoutMetric
+from stages.common.kept import Kept
 from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, TeacherInfo, load_pool
@@ -62,7 +63,7 @@ def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6, n_images: 
         n_query=2,
         seed=0,
         device="cpu",
-        folder=folder,
+        kept=Kept(folder),
     )
 
 
@@ -85,7 +86,7 @@ def run(
     )
     folder.mkdir(exist_ok=True)
     own = getattr(PARAMS.meta_train, method)
-    given = replace(setting(pool, folder, n, n_images), saved=saved)
+    given = replace(setting(pool, folder, n, n_images), kept=Kept(folder, saved))
     return DistillRun(pool, shared, own, given)
 
 

@@ -1,0 +1,36 @@
+"""What a long preparation has made so far: an interrupted job finds it there when it goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from stages.common.files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors: TypeAlias = "dict[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors by name, in the folder of a job's unfinished work (stages/interface/work.py)."""
+
+    folder: Path
+    saved: Callable[[], None] = lambda: None  # called after each, so that its minutes count
+
+    def __call__(self, name: str, make: Callable[[], Tensors]) -> Tensors:
+        """The tensors of this name, made first if they are not there. Names may have parts: a/b."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            save_tensors(path, make(), {})
+            self.saved()
+        return load_tensors(path)[0]
+
+    def forget_parts(self, name: str) -> None:
+        """Remove what is kept under name/..."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
