@@ -266,18 +266,26 @@ def _unlike(cells: Iterable[Cell]) -> tuple[str, ...]:
     items = []
     for same in tasks.values():
         for key in {key: None for _, _, params in same for key in params}:
-            seeds: Mapping[str, dict[str, dict[int, None]]] = defaultdict(dict)
-            for name, seed, params in same:
-                if (value := value_of(params, key)) is not None:
-                    seeds[name].setdefault(value, {})[seed] = None
-            of: Mapping[str, list[str]] = defaultdict(list)
-            for name, values in seeds.items():
-                for value, own in values.items():
-                    which = f" of seed {' and '.join(map(str, own))}" if len(values) > 1 else ""
-                    of[value].append(name + which)
+            of = _by_value(key, same)
             if len(of) > 1:
                 items += [f"{key} = {value}: {'; '.join(names)}" for value, names in of.items()]
     return tuple(items)
+
+
+def _by_value(
+    key: str, same: Iterable[tuple[str, int, dict[str, object]]]
+) -> Mapping[str, list[str]]:
+    """Who has each value of a parameter, of (method, seed, parameters)."""
+    seeds: Mapping[str, dict[str, dict[int, None]]] = defaultdict(dict)
+    for name, seed, params in same:
+        if (value := value_of(params, key)) is not None:
+            seeds[name].setdefault(value, {})[seed] = None
+    of: Mapping[str, list[str]] = defaultdict(list)
+    for name, values in seeds.items():
+        for value, own in values.items():
+            which = f" of seed {' and '.join(map(str, own))}" if len(values) > 1 else ""
+            of[value].append(name + which)
+    return of
 
 
 def _far_from_published(shown: Sequence[_Shown]) -> tuple[str, ...]:

@@ -72,7 +72,6 @@ def meta_test(
         load_table(learner / "history.parquet")
     if synthetic and synthetic.exists():
         check_pool_of(synthetic, teachers)
-    check_place(out, "evaluation")
     check_place(metrics)
 
     job = [given, cell, n_way, n_shot, budget, data]
