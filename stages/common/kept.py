@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors: TypeAlias = "dict[str, Tensor]"
+Keep = Callable[[str, Callable[[], Tensors]], Tensors]  # a Kept, or what only makes
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,19 @@ class Kept:
     saved: Callable[[], None] = lambda: None  # called after each, so that its minutes count
 
     def __call__(self, name: str, make: Callable[[], Tensors]) -> Tensors:
-        """The tensors of this name, made first if they are not there. Names may have parts: a/b."""
+        """The tensors of this name, made first if they are not there."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             save_tensors(path, make(), {})
             self.saved()
         return load_tensors(path)[0]
 
-    def forget_parts(self, name: str) -> None:
-        """Remove what is kept under name/..."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+    def in_parts(self, name: str, make: Callable[[Kept], Tensors]) -> Tensors:
+        """As above, of tensors that take long: `make` is given what keeps parts of them.
+
+        The parts lie under name/ and are removed when the whole is there.
+        """
+        parts = Kept(self.folder / name, self.saved)
+        whole = self(name, lambda: make(parts))
+        shutil.rmtree(parts.folder, ignore_errors=True)
+        return whole

@@ -10,6 +10,7 @@ Shapes: n images of side s; labels are the teacher's outputs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stages.common.architectures import channels_last
+from stages.common.kept import Keep, Tensors
 from stages.common.params import NaturalInversion
 from stages.common.pool import TeacherInfo
 from stages.common.procedural import procedural_images
@@ -44,21 +46,29 @@ def invert(
     n_steps: int,
     stream: torch.Generator,
     device: str,
+    kept: Keep = lambda name, make: make(),
     done: Callable[[int], None] = lambda steps: None,
 ) -> Labelled:
     """An image for each of `labels` (n,); `done(steps so far)` after each step.
 
-    `start`: "procedural" images or "noise".
+    `start`: "procedural" images or "noise". Large teachers take minutes a batch, so `kept` is
+    asked for every batch: its images, and where the random stream stands after it.
     """
     parts: list[Tensor] = []
-    for y in labels.split(_batch_size(info.image_size)):
+
+    def batch_of(y: Tensor) -> Tensors:
         x = channels_last(_start(len(y), info, start, stream).to(device)).requires_grad_()
         optimizer = torch.optim.Adam([x], params.lr)
         for t in range(n_steps):
             optimizer.param_groups[0]["lr"] = params.lr * (1 + math.cos(math.pi * t / n_steps)) / 2
             _step(x, y.to(device), info, state, loss, optimizer, params.max_roll, stream)
             done(len(parts) * n_steps + t + 1)
-        parts.append(info.inverted_as.invert(x.detach()).cpu())
+        return {"images": info.inverted_as.invert(x.detach()).cpu(), "stream": stream.get_state()}
+
+    for i, y in enumerate(labels.split(_batch_size(info.image_size))):
+        batch = kept(f"batch-{i:03d}", functools.partial(batch_of, y))
+        stream.set_state(batch["stream"])
+        parts.append(batch["images"])
     return Labelled(torch.cat(parts), labels)
 
 

@@ -31,7 +31,7 @@ def pseudo_classes(
     """Classes that the teachers lend, up to `classes_per_teacher` each, with images of their own.
 
     A split has its own images; the classes are the same. Teachers' images keep their size. With
-    large teachers they take hours, so each teacher's are kept.
+    large teachers they take hours, so each batch of them is kept.
 
     Raises BadInput if these are too few for `n_way`.
     """
@@ -50,7 +50,7 @@ def pseudo_classes(
         lambda n: compiler("auto", n * steps * sum(batches) // len(pool), device),
     )
 
-    def made(i: int) -> Tensors:
+    def made(i: int, batches: Kept) -> Tensors:
         return invert(
             pool[i].info,
             *losses[i],
@@ -60,6 +60,7 @@ def pseudo_classes(
             steps,
             generator(0, "meta_test", "pseudo", split, i),
             device,
+            batches,
         )._asdict()
 
     names, images = [], []
@@ -68,7 +69,7 @@ def pseudo_classes(
             report(i)
             if not labels:  # others lend all its classes
                 continue
-            own = Labelled(**kept(f"pseudo-{split}-{i:02d}", functools.partial(made, i)))
+            own = Labelled(**kept.in_parts(f"pseudo-{split}-{i:02d}", functools.partial(made, i)))
             for label in labels:
                 names.append(f"teacher {i}: {infos[i].class_names[label]}")
                 images.append(own.images[own.labels == label])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stages.common.architectures import at, channels_last
 from stages.common.dataset import Normalisation, resized
-from stages.common.kept import Tensors
+from stages.common.kept import Keep, Tensors
 from stages.common.natural_inversion import Labelled
 from stages.common.params import Precision
 from stages.common.pool import Teacher
@@ -31,8 +31,6 @@ PART = 16  # batches that are kept together: seconds of small teachers, minutes 
 PCA_IMAGES = 8192  # images that the principal components are computed from
 HARDLY = 1e-5  # of the largest deviation, or variance: as good as none
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-Keep = Callable[[str, Callable[[], Tensors]], Tensors]  # stages/common/kept.py
 
 
 class Bank(NamedTuple):

@@ -1,7 +1,7 @@
 """What is made before a student's first step: images inverted from the teachers, and the bank.
 
-Both are kept in the folder of unfinished work, the bank part by part as it grows, so that an
-interrupted run finds them there.
+Both are kept in the folder of unfinished work, batch by batch and part by part as they grow, so
+that an interrupted run finds them there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.common.compiling import compiler
-from stages.common.kept import Tensors
+from stages.common.kept import Kept, Tensors
 from stages.common.natural_inversion import Labelled, invert, n_batches
 from stages.common.pool import Teacher
 from stages.common.procedural import procedural_images
@@ -51,7 +51,7 @@ def inverted_images(
     images = []
     with Reporter("inversion", sum(steps)) as report:
 
-        def made(i: int) -> Tensors:
+        def made(i: int, batches: Kept) -> Tensors:
             info, (state, loss) = pool[i].info, losses[i]
             drawn = stream(setting.seed, "classes", i)
             return invert(
@@ -64,12 +64,13 @@ def inverted_images(
                 n_steps,
                 stream(setting.seed, "inversion", i),
                 setting.device,
+                batches,
                 lambda done: report(sum(steps[:i]) + done),
             )._asdict()
 
         for i in range(len(pool)):
-            name = f"inverted-{i:02d}"
-            images.append(Labelled(**setting.kept(name, functools.partial(made, i))))
+            whole = setting.kept.in_parts(f"inverted-{i:02d}", functools.partial(made, i))
+            images.append(Labelled(**whole))
             report(sum(steps[: i + 1]), teacher=i + 1)
     return images
 
@@ -90,7 +91,7 @@ def filled_bank(
 ) -> Bank:
     """The bank of these inverted images and of procedural ones."""
 
-    def made() -> Tensors:
+    def made(parts: Kept) -> Tensors:
         size = max(teacher.info.image_size for teacher in pool)
         n_images = setting.budget.procedural_images if own.procedural else 0
         n_plain = n_images + sum(len(part.images) for part in inverted)
@@ -109,10 +110,8 @@ def filled_bank(
                 shared.precision,
                 stream(setting.seed, "bank"),
                 setting.device,
-                lambda name, make: setting.kept(f"bank/{name}", make),
+                parts,
                 report,
             )._asdict()
 
-    bank = setting.kept("bank", made)
-    setting.kept.forget_parts("bank")
-    return Bank(**bank)
+    return Bank(**setting.kept.in_parts("bank", made))

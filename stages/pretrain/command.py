@@ -50,15 +50,14 @@ def pretrain(
     lessons = plan_pool(sets, architectures, n_way, settings.pool_size, given["seed"])
     with work_folder("pretrain", [given, n_way, device], data, out, "pool") as folder:
         watch = Stopwatch(folder)
-        teachers = folder / "pool"
         try:
             infos = train_pool(
-                teachers, lessons, settings, length, n_way, given["seed"], device, watch.save
+                folder, lessons, settings, length, n_way, given["seed"], device, watch.save
             )
         finally:
             watch.save()
         with written_whole(out, "pool") as temporary:
-            shutil.copytree(teachers, temporary)
+            shutil.copytree(folder / "pool", temporary)
         mean = sum(info.val_accuracy or 0.0 for info in infos) / len(infos)
         save_provenance(
             provenance_of(out),

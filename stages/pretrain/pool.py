@@ -14,7 +14,7 @@ from stages.common.pool import TeacherInfo, load_info, save_manifest, save_teach
 from stages.common.seeds import generator
 from stages.interface.progress import Reporter
 from stages.pretrain.params import Pretrain, PretrainBudget
-from stages.pretrain.teacher import train_teacher
+from stages.pretrain.teacher import Checkpoint, train_teacher
 
 
 class Lesson(NamedTuple):
@@ -81,26 +81,31 @@ def train_pool(
     device: str,
     saved: Callable[[], None] = lambda: None,
 ) -> list[TeacherInfo]:
-    """Train every teacher that `folder` does not hold yet, then write the manifest.
+    """Train every teacher that `folder/pool` does not hold yet, then write its manifest.
 
-    Interrupted and called again, it goes on with the first unfinished teacher; every teacher has
-    random streams of its own, so the pool is the same bytes. `saved` is called after each.
+    Interrupted and called again, it goes on with the first unfinished teacher, from its checkpoint;
+    every teacher has random streams of its own, so the pool is the same bytes. `saved` is called
+    after each teacher and checkpoint.
     """
+    pool = folder / "pool"
     infos: list[TeacherInfo] = []
     with Reporter("pretrain", len(lessons)) as report:
         for index, lesson in enumerate(lessons):
-            path = folder / f"teacher-{index:02d}.safetensors"
+            path = pool / f"teacher-{index:02d}.safetensors"
             if not path.exists():
 
                 def say(epoch: int, loss: float, accuracy: float) -> None:
                     state = {"epoch": float(epoch), "loss": loss, "val_accuracy": accuracy}
                     report(len(infos), teacher=len(infos) + 1.0, **state)
 
-                _train_one(path, lesson, params, length, n_way, seed, index, device, say)
+                checkpoint = Checkpoint(folder / f"teacher-{index:02d}.pt", saved)
+                given = (params, length, n_way, seed, index, device, say, checkpoint)
+                _train_one(path, lesson, *given)
+                checkpoint.path.unlink(missing_ok=True)
                 saved()
             infos.append(load_info(path))
             report(index + 1, architecture=lesson.architecture)
-    save_manifest(folder, infos)
+    save_manifest(pool, infos)
     return infos
 
 
@@ -114,12 +119,12 @@ def _train_one(
     index: int,
     device: str,
     report: Callable[[int, float, float], None],
+    checkpoint: Checkpoint,
 ) -> None:
     data = lesson.data
     images = [data.normalisation.apply(data.images[c]) for c in lesson.classes]
-    trained = train_teacher(
-        images, n_way, lesson.architecture, params, length, seed, index, device, report
-    )
+    given = (params, length, seed, index, device, report, checkpoint)
+    trained = train_teacher(images, n_way, lesson.architecture, *given)
     info = TeacherInfo(
         file=path.name,
         architecture=lesson.architecture,

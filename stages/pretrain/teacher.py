@@ -5,16 +5,30 @@ Shapes: n images of k classes, uint8 (n, h, w, 3) or normalised float32 (n, 3, h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.common.architectures import at, build
+from stages.common.files import written_whole
 from stages.common.seeds import derive
 from stages.pretrain.params import Optimizer, Pretrain, PretrainBudget
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+class Stateful(Protocol):
+    """A network, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,38 @@ class TrainedTeacher:
     epoch: int
     val_accuracy: float  # percent
     n_parameters: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a teacher in training is kept after an epoch, once a minute."""
+
+    path: Path
+    saved: Callable[[], None] = lambda: None  # called after each, so that its minutes count
+
+    def save(
+        self,
+        changing: Mapping[str, Stateful],
+        batches: torch.Generator,
+        done: int,
+        best: TrainedTeacher,
+    ) -> None:
+        """All that later epochs depend on, after `done` of them."""
+        states = {name: part.state_dict() for name, part in changing.items()}
+        more = {"batches": batches.get_state(), "done": done, "best": asdict(best)}
+        with written_whole(self.path) as temporary:
+            torch.save({**states, **more}, temporary)
+        self.saved()
+
+    def load(
+        self, changing: Mapping[str, Stateful], batches: torch.Generator
+    ) -> tuple[int, TrainedTeacher]:
+        """Set all of it as it was; the epochs done and the best teacher so far."""
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, part in changing.items():
+            part.load_state_dict(content[name])
+        batches.set_state(content["batches"])
+        return content["done"], TrainedTeacher(**content["best"])
 
 
 def split_class(n_images: int, train_fraction: float) -> int:
@@ -49,11 +95,13 @@ def train_teacher(
     index: int,
     device: str,
     report: Callable[[int, float, float], None],
+    checkpoint: Checkpoint,
 ) -> TrainedTeacher:
     """Train teacher `index` on its classes: `images[j]` (n_j, 3, h, w) is what output j stands for.
 
     The first `train_fraction` of each class trains, the rest selects the epoch. The learning rate
     falls by `lr_decay` at 1/2, 2/3 and 5/6 of the epochs. No augmentation, as published.
+    Where the checkpoint is, training goes on from it.
     """
 
     def stream(purpose: str) -> torch.Generator:
@@ -74,13 +122,21 @@ def train_teacher(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, params.lr_decay)
     batches = stream("batches")
     best = TrainedTeacher({}, -1, -1.0, sum(p.numel() for p in net.parameters()))
-    for epoch in range(epochs):
+    changing = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    done = 0
+    if checkpoint.path.exists():
+        done, best = checkpoint.load(changing, batches)
+    saved_at = time.monotonic()
+    for epoch in range(done, epochs):
         loss = _train_epoch(net, optimizer, train_x, train_y, params, length.batch_size, batches)
         schedule.step()
         accuracy = evaluate(net, val_x, val_y)
         if accuracy > best.val_accuracy:
             state = {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
             best = TrainedTeacher(state, epoch + 1, accuracy, best.n_parameters)
+        if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            checkpoint.save(changing, batches, epoch + 1, best)
+            saved_at = time.monotonic()
         report(epoch + 1, loss, accuracy)
     return best
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.common import natural_inversion
 from stages.common.architectures import bn_layers, build
 from stages.common.distilled import Distilled, ReadoutMetric
 from stages.common.kept import Kept
@@ -40,10 +41,6 @@ INVERSION = NaturalInversion(
     precision="float32",
     weights=InversionWeights(tv=1e-4, l2=0.0, bn_statistics=0.3),
 )
-
-
-def nothing(done: int) -> None:
-    pass
 
 
 def setting(pool: list[Teacher], folder: Path, n_iterations: int = 6, n_images: int = 9) -> Setting:
@@ -122,10 +119,8 @@ def test_inversion_lowers_its_loss_with_valid_pixels(
     calls: list[int] = []
 
     def make(n_steps: int) -> Labelled:
-        stream = generator(0, "invert")
-        return invert(
-            trained.info, state, loss, WANTED, start, params, n_steps, stream, "cpu", calls.append
-        )
+        given = (trained.info, state, loss, WANTED, start, params, n_steps)
+        return invert(*given, generator(0, "invert"), "cpu", done=calls.append)
 
     before, after = make(1), make(40)
     assert calls == [1, *range(1, 41)]
@@ -144,6 +139,37 @@ def test_large_images_are_inverted_fewer_at_a_time() -> None:
     assert n_batches(1, 10_000) == 1
 
 
+def test_an_interrupted_inversion_goes_on_with_the_unfinished_batch(
+    trained: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natural_inversion, "BATCH", 12)
+    monkeypatch.setattr(natural_inversion, "FULL", 16)
+    ((state, loss),) = teacher_losses(
+        [trained], INVERSION.weights, "float32", lambda n: lambda f: f
+    )
+    calls: list[int] = []
+
+    def made(parts: Kept, stop: int = 0) -> dict[str, Tensor]:
+        def count(done: int) -> None:
+            calls.append(done)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        given = (trained.info, state, loss, WANTED, "procedural", INVERSION, 4)
+        return invert(*given, generator(0, "invert"), "cpu", parts, count)._asdict()
+
+    whole = Kept(tmp_path / "a").in_parts("images", made)
+    assert calls == [*range(1, 13)]  # three batches of four steps
+    kept = Kept(tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        kept.in_parts("images", lambda parts: made(parts, stop=10))
+    calls.clear()
+    again = kept.in_parts("images", made)
+    assert calls == [9, 10, 11, 12]
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["images.safetensors"]
+
+
 def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) -> None:
     ((state, loss),) = teacher_losses(
         [trained], INVERSION.weights, "float32", lambda n: lambda f: f
@@ -151,9 +177,7 @@ def test_images_that_start_from_procedural_ones_stay_smoother(trained: Teacher) 
 
     def roughness(start: str) -> float:
         stream = generator(0, "invert")
-        made = invert(
-            trained.info, state, loss, WANTED, start, INVERSION, 10, stream, "cpu", nothing
-        )
+        made = invert(trained.info, state, loss, WANTED, start, INVERSION, 10, stream, "cpu")
         pixels = made.images.float()
         return float((pixels[:, 1:] - pixels[:, :-1]).abs().mean())
 

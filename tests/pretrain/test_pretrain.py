@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stages.common.dataset import ClassImages, Normalisation
 from stages.common.pool import load_pool
 from stages.interface import params
 from stages.pretrain import pool as pool_module
+from stages.pretrain import teacher as teacher_module
 from stages.pretrain.params import Pretrain, PretrainBudget
 from stages.pretrain.pool import Lesson, plan_pool, teacher_classes, train_pool
 from stages.pretrain.teacher import split_class
@@ -101,7 +103,7 @@ def test_teachers_learn_and_the_manifest_says_what(
     lessons = plan_pool([data], ["conv4"], 3, "auto", 0)
     infos = train_pool(tmp_path, lessons, settings, _length(4), n_way=3, seed=0, device="cpu")
     assert [len(info.class_ids) for info in infos] == [3, 3, 1]
-    pool = load_pool(tmp_path)
+    pool = load_pool(tmp_path / "pool")
     taught = [c for info in infos for c in info.class_ids]
     assert sorted(taught) == data.class_ids
     for teacher in pool[:2]:
@@ -135,12 +137,49 @@ def test_interrupted_and_continued_gives_the_same_bytes(
     monkeypatch.setattr(pool_module, "save_teacher", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
-    assert len(list((tmp_path / "cut").iterdir())) == 1
+    assert len(list((tmp_path / "cut" / "pool").iterdir())) == 1
     monkeypatch.setattr(pool_module, "save_teacher", save)
     run(tmp_path / "cut")
-    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
-    assert whole == {p.name: p.read_bytes() for p in (tmp_path / "cut").iterdir()}
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole" / "pool").iterdir()}
+    assert whole == {p.name: p.read_bytes() for p in (tmp_path / "cut" / "pool").iterdir()}
     assert len(whole) == 4
+
+
+@pytest.mark.parametrize("architecture", ["conv4", "resnet10"])  # Adam; SGD with momentum
+def test_a_teacher_goes_on_from_its_checkpoint(
+    architecture: str,
+    data: ClassImages,
+    settings: Pretrain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teacher_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    epochs, saved = [], []
+    train_epoch = teacher_module._train_epoch
+
+    def run(folder: Path, stop_after: int = 99) -> bytes:
+        def counted(*args: Any) -> float:
+            if len(epochs) == stop_after:
+                raise KeyboardInterrupt
+            epochs.append(1)
+            return train_epoch(*args)
+
+        monkeypatch.setattr(teacher_module, "_train_epoch", counted)
+        epochs.clear(), saved.clear()
+        given = ([Lesson(architecture, data, [0, 1, 2])], settings, _length(6), 3, 3, "cpu")
+        train_pool(folder, *given, saved=lambda: saved.append(1))
+        return (folder / "pool" / "teacher-00.safetensors").read_bytes()
+
+    whole = run(tmp_path / "whole")
+    assert len(epochs) == 6
+    for stop in (4, 1):  # after four epochs, which two milestones precede, then one more
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", stop)
+        assert len(saved) == stop
+    assert run(tmp_path / "cut") == whole
+    assert len(epochs) == 1
+    assert len(saved) == 2  # the last checkpoint and the teacher
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["pool"]
 
 
 @pytest.mark.parametrize("architecture", ["resnet10", "conv4_64"])
@@ -150,4 +189,4 @@ def test_other_architectures_train(
     lessons = [Lesson(architecture, data, [0, 1, 2])]
     (info,) = train_pool(tmp_path, lessons, settings, _length(2), n_way=3, seed=0, device="cpu")
     assert info.architecture == architecture
-    assert load_pool(tmp_path)[0].info == info
+    assert load_pool(tmp_path / "pool")[0].info == info
