@@ -56,8 +56,8 @@ class Checkpoint:
         """All that later epochs depend on, after `done` of them."""
         states = {name: part.state_dict() for name, part in changing.items()}
         more = {"batches": batches.get_state(), "done": done, "best": asdict(best)}
-        with written_whole(self.path) as temporary:
-            torch.save({**states, **more}, temporary)
+        with written_whole(self.path) as temporary, temporary.open("wb") as file:
+            torch.save({**states, **more}, file)  # to a path a full disk would be no OSError
         self.saved()
 
     def load(
