@@ -1,8 +1,9 @@
-"""The learner: a network whose BatchNorm always normalises with a batch's statistics.
+"""The learner: a network whose BatchNorm normalises with a batch's statistics.
 
 theta are its parameters by name. One network structure, two forms of BatchNorm:
 `forward(theta, x)` normalises x with x's own statistics (PURER; transductive where x is a query
-batch), `forward(theta, x, moments)` with given ones (inductive: the support set's).
+batch), `forward(theta, x, moments)` with given ones (inductive: the support set's). A distilled
+learner (distilled.py) has statistics of its own, in theta, and uses these.
 """
 
 from __future__ import annotations

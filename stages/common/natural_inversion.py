@@ -1,4 +1,4 @@
-"""Inversion that starts from a procedural image instead of noise (METHODS 5).
+"""Inversion that may start from a procedural image instead of noise (METHODS 5).
 
     x <- Adam step on  CE(f(x), y) + w * R_feature(x) + a_tv * TV(x),   x clamped to valid pixels
 

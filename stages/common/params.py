@@ -67,7 +67,7 @@ class InversionWeights(Section):
 
 
 class NaturalInversion(Section):
-    """Inversion that starts from a procedural image (METHODS 5)."""
+    """Inversion in few steps, from a procedural image or from noise (METHODS 5)."""
 
     lr: PositiveFloat
     max_roll: NonNegativeInt

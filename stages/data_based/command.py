@@ -66,7 +66,9 @@ def data_based(
     images = split.images
     if own.images_per_class == "dynamic":
         images = subset(images, n_images, given["seed"])
-    view = View(split.image_size, split.normalisation)
+    wanted = given["learner"].image_size
+    size = wanted if isinstance(wanted, int) else split.image_size
+    view = View(size, split.normalisation)
     minutes = train_and_save(
         "data_based",
         method,

@@ -1,6 +1,7 @@
 """Ordinary meta-training on real meta-training images (METHODS 1.6: MAML-dagger; the ceilings).
 
-The same learner, outer loop and episode shapes as episode inversion; only the images are real.
+The same learner, outer loop and episode shapes as episode inversion; the images are real, and the
+learner starts from a draw.
 
 Shapes: class i has images[i], uint8 (n_i, h, w, 3).
 """

@@ -7,6 +7,7 @@ same list. So a stage cannot depend on a parameter that DVC does not know of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -125,13 +126,7 @@ def _check_together(given: Params, path: Path) -> None:
 def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
     """Refuse episodes and splits that `dataset` is too small for."""
     if dataset == NO_DATASET:
-        most, wanted = given.meta_test.pseudo.images_per_class, given.n_shot + given.n_query
-        if wanted > most:
-            raise BadInput(
-                f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: a pseudo episode"
-                f" needs {wanted} images of a class; allowed: n_shot + n_query up to"
-                f" meta_test.pseudo.images_per_class = {most}"
-            )
+        given.meta_test.pseudo.check_holds(given.n_shot, given.n_query, f"{path}: ")
         return
     spec = CATALOGUE[dataset]
     smallest = min(len(names) for names in spec.splits().values())
@@ -172,16 +167,20 @@ def _check_adaptation(given: Params, path: Path) -> None:
 
 
 def _check_mixing(given: Params, path: Path) -> None:
-    """Refuse what mixes the parameters of teachers of different architectures."""
+    """Refuse what mixes the parameters of teachers unlike each other or the learner."""
     scenario: Scenario = getattr(given.scenarios, given.scenario)
     teachers, learner = set(scenario.names), given.learner.architecture
     if given.dataset == NO_DATASET:
         return  # what the teachers of somebody's pool are is known when it is read
-    if teachers == {learner} and given.scenario != "mh":
+    size, theirs = given.learner.image_size, CATALOGUE[given.dataset].image_size
+    resized = isinstance(size, int) and size != theirs
+    if teachers == {learner} and given.scenario != "mh" and not resized:
         return
     what = f"the learner is a {learner}, the teachers are {', '.join(sorted(teachers))}"
     if given.scenario == "mh":
         what += " for images of two sizes"
+    elif resized:
+        what += f" for images of {theirs} pixels, not of learner.image_size = {size}"
     if given.method in METHODS and METHODS[given.method].mixes:
         raise BadInput(
             f"{path}: method = {given.method!r} mixes the teachers' parameters, but in scenario"
@@ -216,15 +215,19 @@ def _check_continued(given: Params, path: Path) -> None:
 
 def _check_pool_size(given: Params, path: Path) -> None:
     """Refuse a pool of fewer teachers than the method learns from."""
-    size = given.pretrain.pool_size
-    if size == "auto" or given.dataset == NO_DATASET or given.method not in METHODS:
+    if given.dataset == NO_DATASET or given.method not in METHODS:
         return
     asked = getattr(getattr(given.meta_train, given.method), "n_teachers", "all")
     fewest = METHODS[given.method].fewest_teachers if asked == "all" else int(asked)
-    if size < fewest:
+    n_classes = len(CATALOGUE[given.dataset].splits()["train"])
+    auto = math.ceil(n_classes / given.n_way)  # of a pair (mh) perhaps more
+    size = given.pretrain.pool_size
+    enough = auto if size == "auto" else size
+    if enough < fewest and not (size == "auto" and given.scenario == "mh"):
+        said = f"auto ({auto})" if size == "auto" else size
         raise BadInput(
-            f"{path}: pretrain.pool_size = {size}: method {given.method} needs {fewest} teachers;"
-            f" allowed: auto, from {fewest}"
+            f"{path}: pretrain.pool_size = {said}: method {given.method} needs {fewest} teachers;"
+            f" allowed: {'auto, ' if auto >= fewest else ''}from {fewest}"
         )
 
 

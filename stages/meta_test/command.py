@@ -73,8 +73,10 @@ def meta_test(
     if synthetic and synthetic.exists():
         check_pool_of(synthetic, teachers)
     check_place(metrics)
+    if not data:
+        settings.pseudo.check_holds(n_shot, given["n_query"])
 
-    job = [given, cell, n_way, n_shot, budget, data]
+    job = [given, device, cell, n_way, n_shot, budget, data]
     files = [pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)]
     with work_folder("meta_test", job, files, out, "evaluation") as folder:
         watch = Stopwatch(folder)

@@ -73,7 +73,8 @@ def synthesize(
     """Step 2: images (m, 3, h, w) of the adapted network for the labels `pseudo_y` (m,).
 
     `normalisation`: of the network's images; they are inverted in its `for_inversion`.
-    The network has no statistics of its own; `bn_reference` says whose R_feature compares with.
+    PURER's network has no statistics of its own; `bn_reference` says whose R_feature compares with,
+    also of a distilled learner, which has.
     """
     with torch.no_grad():
         reference = (

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from stages.common.params import InversionWeights, NaturalInversion, Precision, Section
+from stages.interface.errors import BadInput
 
 _ALL = frozenset({"maml", "anil", "protonet", "none", "distilled"})
 # The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
@@ -88,6 +89,16 @@ class Pseudo(Section):
     images_per_class: PositiveInt
     inversion_steps: PositiveInt
     inversion: NaturalInversion
+
+    def check_holds(self, n_shot: int, n_query: int, where: str = "") -> None:
+        """Raise BadInput if a class has too few images for an episode."""
+        most, wanted = self.images_per_class, n_shot + n_query
+        if wanted > most:
+            raise BadInput(
+                f"{where}n_shot = {n_shot}, n_query = {n_query}: a pseudo episode needs {wanted}"
+                " images of a class; allowed: n_shot + n_query up to"
+                f" meta_test.pseudo.images_per_class = {most}"
+            )
 
 
 class MetaTest(Section):

@@ -1,9 +1,9 @@
 """How like are synthetic images to the real ones of their class, in the pool's eyes?
 
 For every class c of the pool: the mean feature of its synthetic images and of as many real ones,
-all teachers' unit features side by side (so that no class is judged by its own teacher alone), each
-set centred on its mean over classes. The matrix holds the cosines; a diagonal above the rest says
-that inversion recovers what tells classes apart.
+drawn, all teachers' unit features side by side (so that no class is judged by its own teacher
+alone), each set centred on its mean over classes. The matrix holds the cosines; a diagonal above
+the rest says that inversion recovers what tells classes apart.
 
 Only looked at after the fact: nothing is chosen by it.
 """
@@ -23,6 +23,7 @@ from stages.common.dataset import ClassImages
 from stages.common.files import load_tensors, metadata_of, open_tensors
 from stages.common.params import Precision
 from stages.common.pool import Teacher, TeacherInfo
+from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_test.params import MetaTest
 
@@ -63,17 +64,21 @@ def similarity(
     n_images, precision = params.similarity_images, params.pool.precision
     for i in range(len(metadata["teachers"])):
         info = pool[i].info
-        images, labels = tensors[f"teacher-{i:02d}.images"], tensors[f"teacher-{i:02d}.labels"]
+        synthetic_images = tensors[f"teacher-{i:02d}.images"]
+        labels = tensors[f"teacher-{i:02d}.labels"]
         for label, (dataset, name) in enumerate(info.classes):
             if (dataset, name) not in places:
                 return None
             if name in names or not (labels == label).any():
                 continue  # taught by an earlier teacher too, or one that had no images made
             names.append(name)
-            invented.append(
-                _mean_of_synthetic(images[labels == label][:n_images], info, pool, precision)
-            )
-            real.append(_mean_of_real(places[dataset, name][:n_images], pool, precision))
+            made = synthetic_images[labels == label][:n_images]
+            invented.append(_mean_of_synthetic(made, info, pool, precision))
+            # Real images stand in order of their pixels: the first would be the darkest.
+            stream = generator(0, "meta_test", "similarity", dataset, name)
+            images = places[dataset, name]
+            drawn = images[torch.randperm(len(images), generator=stream)[:n_images]]
+            real.append(_mean_of_real(drawn, pool, precision))
     if len(names) < 2:
         return None
     cosines = _centred(torch.stack(invented)) @ _centred(torch.stack(real)).T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,22 @@ def remarks_on(pool: Sequence[Teacher], own: Any, budget: Any) -> list[str]:
     if isinstance(own, NoCurriculum) or (isinstance(own, Distill) and own.inversion != "none"):
         plain = [teacher for teacher in pool if not bn_layers(teacher.net)]
     if isinstance(own, Distill) and own.metric:
-        # Images are dealt to the classes in turn: none has more than the first.
-        n_images = budget.inverted_images
-        few = [t for t in pool if math.ceil(n_images / len(t.info.class_ids)) < MIN_IMAGES]
+        few = _too_few_images(pool, budget.inverted_images)
     said = {
         "no BatchNorm, so inverted without its statistics": plain,
         f"fewer than {MIN_IMAGES} inverted images of each class, too few for the metric": few,
     }
     return [f"{what}: {_names(teachers)}" for what, teachers in said.items() if teachers]
+
+
+def _too_few_images(pool: Sequence[Teacher], n_images: int) -> list[Teacher]:
+    """Teachers none of whose classes can have enough of all teachers' inverted images."""
+    # A teacher's are dealt to its classes in turn: none has more than the first.
+    most = [math.ceil(n_images / len(teacher.info.class_ids)) for teacher in pool]
+    images: Counter[tuple[str, str]] = Counter()
+    for teacher, n in zip(pool, most, strict=True):
+        images.update(dict.fromkeys(teacher.info.classes, n))
+    return [t for t in pool if max(images[name] for name in t.info.classes) < MIN_IMAGES]
 
 
 def _names(pool: Sequence[Teacher]) -> str:

@@ -23,6 +23,7 @@ from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.pool.importing import PROBABILITIES, are_probabilities
+from stages.pool.state_dicts import first_line
 
 Moments = tuple[Tensor, Tensor]  # mean and biased variance of each channel, (c,) each
 
@@ -59,7 +60,11 @@ def check_pool(folder: Path) -> Iterator[Checked]:
         except BadInput as error:
             yield Checked(info, [str(error)], False)
             continue
-        yield Checked(info, findings(teacher), bool(bn_layers(teacher.net)))
+        try:
+            found = findings(teacher)
+        except Exception as error:  # of somebody's network, which may raise anything
+            found = [f"it cannot see an image: {first_line(error)}"]
+        yield Checked(info, found, bool(bn_layers(teacher.net)))
 
 
 def findings(teacher: Teacher) -> list[str]:

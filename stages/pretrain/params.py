@@ -28,7 +28,7 @@ class Optimizers(Section):
 
 
 class Pretrain(Section):
-    pool_size: Literal["auto"] | PositiveInt  # "auto": every meta-train class taught once
+    pool_size: Literal["auto"] | PositiveInt  # "auto": as many as cover the classes once
     train_fraction: Fraction
     lr_decay: Annotated[float, Field(gt=0, le=1)]
     max_grad_norm: PositiveFloat

@@ -5,6 +5,7 @@ Shapes: n images of k classes, uint8 (n, h, w, 3) or normalised float32 (n, 3, h
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from stages.common.architectures import at, build
 from stages.common.files import written_whole
-from stages.common.seeds import derive
+from stages.common.seeds import generator
+from stages.interface.errors import BadInput
 from stages.pretrain.params import Optimizer, Pretrain, PretrainBudget
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -56,8 +58,10 @@ class Checkpoint:
         """All that later epochs depend on, after `done` of them."""
         states = {name: part.state_dict() for name, part in changing.items()}
         more = {"batches": batches.get_state(), "done": done, "best": asdict(best)}
-        with written_whole(self.path) as temporary, temporary.open("wb") as file:
-            torch.save({**states, **more}, file)  # to a path a full disk would be no OSError
+        content = io.BytesIO()  # saved to a file directly, a full disk would be no OSError
+        torch.save({**states, **more}, content)
+        with written_whole(self.path) as temporary:
+            temporary.write_bytes(content.getbuffer())
         self.saved()
 
     def load(
@@ -74,11 +78,11 @@ class Checkpoint:
 def split_class(n_images: int, train_fraction: float) -> int:
     """How many of a class's images train; the rest selects the epoch.
 
-    Raises ValueError if either part would be empty.
+    Raises BadInput if either part would be empty.
     """
     n_train = int(train_fraction * n_images)
     if not 0 < n_train < n_images:
-        raise ValueError(
+        raise BadInput(
             f"train_fraction = {train_fraction}: {n_train} of {n_images} images would train;"
             " at least one must train and one must remain"
         )
@@ -105,7 +109,7 @@ def train_teacher(
     """
 
     def stream(purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive(seed, "pretrain", purpose, index))
+        return generator(seed, "pretrain", purpose, index)
 
     # The canonical order within a class is by content, so "first" must be drawn.
     shuffle = stream("validation images")
@@ -159,12 +163,12 @@ def _train_epoch(
     y: Tensor,
     params: Pretrain,
     batch_size: int,
-    generator: torch.Generator,
+    stream: torch.Generator,
 ) -> float:
     """One pass over the images in random order; the mean loss."""
     net.train()
     losses = []
-    order = torch.randperm(len(x), generator=generator).to(x.device)
+    order = torch.randperm(len(x), generator=stream).to(x.device)
     for batch in order.split(batch_size):
         if len(batch) == 1:
             continue  # BatchNorm has no variance of one image

@@ -84,6 +84,17 @@ def _match(folder: Path, names: set[str]) -> tuple[Layout, Path] | None:
     return None
 
 
+def _extract(tarred: tarfile.TarFile, folder: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tarred.extractall(folder, filter="data")
+        return
+    for member in tarred:  # Python before 3.11.4, as in Debian 12
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name}: allowed: files and folders within")
+    tarred.extractall(folder)
+
+
 @contextmanager
 def _unpacked(archive: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="purer-") as folder:
@@ -93,7 +104,7 @@ def _unpacked(archive: Path) -> Iterator[Path]:
                     zipped.extractall(folder)
             else:
                 with tarfile.open(archive) as tarred:
-                    tarred.extractall(folder, filter="data")
+                    _extract(tarred, Path(folder))
         except (
             zipfile.BadZipFile,
             tarfile.TarError,

@@ -7,6 +7,8 @@
 
 Images are judged one by one: BatchNorm uses the learner's own statistics where it has them (a
 distilled learner), else those of the support images, never those of the other query images.
+A prototypical network compares by the Euclidean distance that it was trained with, every other
+learner by cosines.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class FewShotLearner:
 
     def __init__(self, learner: Learner, theta: Theta, info: LearnerInfo, device: str) -> None:
         self.info = info
+        self.euclidean = info.meta_learner == "protonet"
         self._learner, self._theta, self._device = learner, theta, device
 
     def adapt(self, images: Images, labels: Iterable[Any]) -> Classifier:
@@ -73,10 +76,10 @@ class FewShotLearner:
         else:  # one batch, whose statistics later images are normalised with too
             with torch.inference_mode():
                 seen = self._learner.forward(self._theta, self._input(images))
-                moments, z = batch_moments(seen.bn_inputs), F.normalize(seen.features, dim=1)
+                moments, z = batch_moments(seen.bn_inputs), self._compared(seen.features)
         belongs = torch.tensor([[label == name for label in labels] for name in classes]).to(z)
         share = belongs / belongs.sum(1, keepdim=True)
-        return Classifier(self, classes, F.normalize(share @ z, dim=1), moments)
+        return Classifier(self, classes, self._compared(share @ z), moments)
 
     def embed(self, images: Images) -> Tensor:
         """Unit features (n, d), for searching, clustering, or a classifier of one's own.
@@ -96,7 +99,7 @@ class FewShotLearner:
         return channels_last(self.info.view.of(pixels))
 
     def _features(self, images: list[Any], moments: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Unit features (n, d), read and made `BATCH` images at a time."""
+        """Features (n, d) as they are compared, read and made `BATCH` images at a time."""
         with torch.no_grad():  # not inference_mode: what embed gives may be trained on
             parts = [
                 self._learner.forward(
@@ -104,7 +107,10 @@ class FewShotLearner:
                 ).features
                 for i in range(0, len(images), BATCH)
             ]
-            return F.normalize(torch.cat(parts), dim=1)
+            return self._compared(torch.cat(parts))
+
+    def _compared(self, features: Tensor) -> Tensor:
+        return features if self.euclidean else F.normalize(features, dim=1)
 
 
 def _label(label: Any) -> Any:
@@ -116,7 +122,7 @@ def _label(label: Any) -> Any:
 
 
 class Classifier:
-    """A learner adapted to a task. `means`: unit class means (n_classes, d)."""
+    """A learner adapted to a task. `means`: class means (n_classes, d); for cosines, unit ones."""
 
     def __init__(
         self,
@@ -129,8 +135,13 @@ class Classifier:
         self._learner, self._moments = learner, moments
 
     def probabilities(self, images: Images) -> Tensor:
-        """(n, n_classes): a softmax over the cosines to the class means; rows sum to 1."""
+        """(n, n_classes): a softmax over the cosines to the class means; rows sum to 1.
+
+        Of a prototypical network over minus the squared distances (Snell et al., 2017, equation 2).
+        """
         z = self._learner._features(many(images), self._moments)
+        if self._learner.euclidean:
+            return (-torch.cdist(z, self.means).square()).softmax(1)
         return (z @ self.means.T / TEMPERATURE).softmax(1)
 
     def predict(self, images: Images) -> list[Any]:

@@ -171,6 +171,18 @@ def test_the_command_meta_trains_on_the_images_it_should(method: str, project: P
     assert all(torch.equal(theta[name], p) for name, p in expected.snapshot().items())
 
 
+def test_the_control_sees_images_as_the_learner_does(project: Path) -> None:
+    path = project / "params.yaml"
+    yaml = YAML()
+    document = yaml.load(path)
+    document["learner"]["image_size"], document["method"] = 20, "maml_dagger"
+    yaml.dump(document, path)
+    code, said = _command("maml_dagger")
+    assert code == 0, said
+    (*_, last) = sorted((project / "learner/snapshots").iterdir())
+    assert load_learner(last)[2].view == View(20, VIEW.normalisation)
+
+
 @pytest.mark.parametrize(
     ("wish", "message"),
     [

@@ -194,6 +194,29 @@ def test_a_pool_too_small_for_the_method_is_refused(edited, method, pool_size, f
     assert params.load(of(fewest)).pretrain.pool_size == fewest
 
 
+def test_a_pool_of_all_classes_may_be_too_small_too(edited) -> None:
+    path = edited("meta_train.eci.n_teachers", 20)
+    words = r"pool_size = auto \(13\): method eci needs 20 teachers; allowed: from 20"
+    with pytest.raises(BadInput, match=words):
+        params.load(path)
+    path.write_text(path.read_text().replace("pool_size: auto", "pool_size: 20"))
+    assert params.load(path).pretrain.pool_size == 20
+
+
+@pytest.mark.parametrize("method", ["eci", "average", "distill"])
+def test_what_is_mixed_sees_images_of_one_size(edited, method) -> None:
+    path = edited("learner.image_size", 48)
+    path.write_text(path.read_text().replace("method: eci ", f"method: {method} ", 1))
+    if method == "distill":  # mixes nothing
+        assert params.load(path).learner.image_size == 48
+        return
+    words = "for images of 32 pixels, not of learner.image_size = 48"
+    with pytest.raises(BadInput, match=words):
+        params.load(path)
+    path.write_text(path.read_text().replace("image_size: 48", "image_size: 32", 1))
+    assert params.load(path).method == method
+
+
 def test_a_pool_of_one_is_enough_for_others(edited) -> None:
     for method in ("eci", "average", "pool", "real_maml"):
         path = edited("method", method)

@@ -384,13 +384,16 @@ def test_real_images_are_most_similar_to_themselves(tmp_path: Path) -> None:
     assert [names[j] for j in by] == [f"class{i}" for i in (1, 2, 0, 4, 5, 3, 7, 6)]
 
 
-def test_only_the_first_images_of_a_class_are_compared(tmp_path: Path) -> None:
+def test_some_images_of_a_class_are_compared_of_real_ones_a_draw(tmp_path: Path) -> None:
     pool = [_teacher(teacher_info(i)) for i in range(2)]
     data = _images("tiny", 0)
-    spoilt = [torch.cat([x[:4], 0 * x[4:]]) for x in data.images]
-    path = _synthetic(
-        tmp_path / "synthetic.safetensors", pool, dict(zip(data.class_names, spoilt, strict=True))
-    )
+    spoilt = {}
+    for name, x in zip(data.class_names, data.images, strict=True):
+        stream = generator(0, "meta_test", "similarity", "tiny", name)
+        drawn = torch.randperm(len(x), generator=stream)[:4]
+        assert sorted(drawn.tolist()) != [0, 1, 2, 3]
+        spoilt[name] = torch.cat([x[drawn], 0 * x[4:]])
+    path = _synthetic(tmp_path / "synthetic.safetensors", pool, spoilt)
     assert similarity(path, pool, [data], _exact(4))["own"] == 1.0
     assert similarity(path, pool, [data], _exact(8))["own"] < 1.0
     # No real images of its classes, or one class, which is no one's neighbour: nothing to compare.

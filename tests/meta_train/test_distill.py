@@ -512,6 +512,11 @@ def test_what_teachers_cannot_give_is_said(tiny_pool: Path) -> None:
     few = "fewer than 5 inverted images of each class, too few for the metric: "
     assert said(methods.distill, 12) == [f"{few}teacher-00, teacher-01"]
     assert said(methods.distill_no_metric, 12) == said(methods.ei, 12) == []
+    # A class that two teachers know has the images of both.
+    names = {key: getattr(pool[0].info, key) for key in ("dataset", "class_ids", "class_names")}
+    pool[1] = replace(pool[1], info=replace(pool[1].info, **names))
+    assert said(methods.distill, 12) == []
+    pool = load_pool(tiny_pool)
     pool = [replace(pool[0], net=torch.nn.Linear(2, 2)), *pool[1:]]
     assert said(methods.distill_procedural, 12) == said(methods.dro, 12) == []
     assert (

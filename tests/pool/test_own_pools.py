@@ -10,6 +10,7 @@ from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from stages.common.natural_inversion import _start, invert
 from stages.common.networks import Foreign, build_network, head
 from stages.common.params import InversionWeights
 from stages.common.pool import (
+    Teacher,
     TeacherInfo,
     load_manifest,
     load_pool,
@@ -38,6 +40,7 @@ from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
 from stages.interface.params import load
+from stages.pool import checking
 from stages.pool.checking import NORMALISATIONS, answers, check_pool
 from stages.pool.command import _classes
 from stages.pool.importing import add_teacher
@@ -537,6 +540,21 @@ class Tied(Viewing):
         if self.kept is None and not self.training:
             self.kept = 1 + self.conv.weight.mean()
         return super().forward(x) * (1 if self.training else self.kept)
+
+
+def test_a_network_that_fails_hides_no_other(
+    tiny_pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers_but_the_first(teacher: Teacher, *rest: Any) -> Any:
+        if teacher.info.file == "teacher-00.safetensors":
+            raise RuntimeError("edited since it was imported")
+        return answers(teacher, *rest)
+
+    monkeypatch.setattr(checking, "answers", answers_but_the_first)
+    found = [checked.findings for checked in check_pool(tiny_pool)]
+    assert len(found) == 3
+    message = "it cannot see an image: edited since it was imported"
+    assert [message in lines for lines in found] == [True, False, False]
 
 
 @pytest.mark.usefixtures("trusted")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stages.common.dataset import ClassImages, Normalisation
 from stages.common.pool import load_pool
 from stages.interface import params
+from stages.interface.errors import BadInput
 from stages.pretrain import pool as pool_module
 from stages.pretrain import teacher as teacher_module
 from stages.pretrain.params import Pretrain, PretrainBudget
@@ -93,7 +94,7 @@ def _length(epochs: int) -> PretrainBudget:
 
 def test_train_fraction_leaves_both_parts() -> None:
     assert split_class(600, 0.8) == 480
-    with pytest.raises(ValueError, match="0 of 1 images would train"):
+    with pytest.raises(BadInput, match="0 of 1 images would train"):
         split_class(1, 0.8)
 
 

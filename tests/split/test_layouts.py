@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,28 @@ def test_damaged_sources_are_named(classes: Classes, tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"not a tar")
     with pytest.raises(BadInput, match="damaged archive"):
         read_source(tmp_path / "x.tar.gz", names)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE])
+def test_a_tar_is_read_before_python_3_11_4_too(
+    kind: bytes,
+    spec: DatasetSpec,
+    classes: Classes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    LAYOUTS["csv_lists"](tmp_path / "a", classes)
+    archive = Path(shutil.make_archive(str(tmp_path / "data"), "tar", tmp_path / "a"))
+    write(tmp_path / "expected", spec, canonical(spec, classes, "memory"))
+    found = _canonical_bytes(spec, archive, tmp_path / "found")
+    assert found == (tmp_path / "expected").read_bytes()
+    with tarfile.open(archive, "a") as tarred:
+        member = tarfile.TarInfo("../outside" if kind == tarfile.REGTYPE else "link")
+        member.type, member.linkname = kind, "/etc"
+        tarred.addfile(member)
+    with pytest.raises(BadInput, match=f"{member.name}: allowed: files and folders within"):
+        read_source(archive, set(NAMES))
 
 
 class _Evil:

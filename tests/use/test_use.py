@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from stages.cli import app
+from stages.common.architectures import batch_moments
 from stages.common.files import load_json, load_tensors, save_json
-from stages.common.learner import initial_theta, save_learner
+from stages.common.learner import Learner, initial_theta, save_learner
 from stages.common.procedural import procedural_images
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
@@ -469,6 +470,27 @@ def test_a_learner_without_statistics_uses_those_of_the_support(tmp_path: Path) 
     assert torch.allclose(together, alone, atol=1e-5)
     with pytest.raises(BadInput, match="normalises with a batch's statistics"):
         learner.embed(images)
+
+
+def test_a_prototypical_network_compares_as_it_was_trained(tmp_path: Path) -> None:
+    """Euclidean distances of features of any length, as meta_test's; Snell et al., equation 2."""
+    path = tmp_path / "iteration-000001.safetensors"
+    own = replace(info(), distilled=None, method="protonet", meta_learner="protonet")
+    theta = initial_theta("conv4", 4, 16, generator(0, "theta"))
+    save_learner(path, theta, own)
+    images = procedural_images(20, 16, generator(0, "x"))
+    labels = torch.arange(4).repeat_interleave(3)
+    classifier = load_learner(path).adapt(images[:12], labels.tolist())
+    net = Learner("conv4", 4, 16, "cpu")
+    support = net.forward(theta, own.view.of(images[:12]))
+    moments = batch_moments(support.bn_inputs)
+    query = net.forward(theta, own.view.of(images[12:]), moments).features
+    expected = nearest(support.features, query, 4, "euclidean")
+    assert classifier.predict(images[12:]) == expected.tolist()
+    assert expected.tolist() != nearest(support.features, query, 4, "cosine").tolist()
+    means = torch.stack([support.features[labels == c].mean(0) for c in range(4)])
+    distances = (query[:, None] - means).square().sum(2)
+    assert torch.allclose(classifier.probabilities(images[12:]), (-distances).softmax(1), atol=1e-4)
 
 
 def test_the_support_is_read_once_and_is_its_own_batch(
