@@ -13,6 +13,8 @@ from stages.common.files import load_tensors, save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+SECONDS_BETWEEN_CHECKPOINTS = 60.0  # of a training
+
 Tensors: TypeAlias = "dict[str, Tensor]"
 Keep = Callable[[str, Callable[[], Tensors]], Tensors]  # a Kept, or what only makes
 

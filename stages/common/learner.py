@@ -53,6 +53,11 @@ class LearnerInfo:
     def view(self) -> View:
         return View(self.image_size, self.normalisation)
 
+    @property
+    def euclidean(self) -> bool:
+        """Whether it was trained to compare features by their Euclidean distance."""
+        return self.meta_learner == "protonet"
+
 
 class Learner:
     """The network of `architecture` with n_way outputs, without weights of its own."""
@@ -109,7 +114,11 @@ def learner_view(pool: Sequence[TeacherInfo], image_size: str | int) -> View:
     data sets (MH) must be brought to one size before the learner sees them.
     """
     best = max if image_size == "largest" else min
-    view = best((info.view for info in pool), key=lambda view: view.image_size)
+    return sized(best((info.view for info in pool), key=lambda view: view.image_size), image_size)
+
+
+def sized(view: View, image_size: str | int) -> View:
+    """The view at that many pixels a side; as it is where a word says which teachers' they are."""
     return View(image_size, view.normalisation) if isinstance(image_size, int) else view
 
 

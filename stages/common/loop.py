@@ -18,11 +18,10 @@ from torch import Tensor
 
 from stages.common.distilled import DistilledForm
 from stages.common.files import load_tensors, save_tensors
+from stages.common.kept import SECONDS_BETWEEN_CHECKPOINTS
 from stages.common.learner import LearnerInfo, save_learner
 from stages.interface.interrupt import deferred_interrupts
 from stages.interface.progress import Reporter
-
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 Records = dict[str, list[float]]  # the history so far, by column
 

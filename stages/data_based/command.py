@@ -48,6 +48,7 @@ def data_based(
     given = params.read(PARAMS, method=method, budget=budget)
 
     from stages.common.dataset import View, load_split
+    from stages.common.learner import sized
     from stages.common.training import train_and_save
     from stages.data_based.real import RealRun, subset
     from stages.interface.device import prepared
@@ -66,9 +67,7 @@ def data_based(
     images = split.images
     if own.images_per_class == "dynamic":
         images = subset(images, n_images, given["seed"])
-    wanted = given["learner"].image_size
-    size = wanted if isinstance(wanted, int) else split.image_size
-    view = View(size, split.normalisation)
+    view = sized(View(split.image_size, split.normalisation), given["learner"].image_size)
     minutes = train_and_save(
         "data_based",
         method,

@@ -53,8 +53,7 @@ class Model:
 
     def metric(self, params: MetaTest) -> str:
         """Of nearest class mean; a prototypical network keeps that of its training."""
-        trained = self.info.meta_learner == "protonet"
-        return "euclidean" if trained else params.nearest_class_mean.metric
+        return "euclidean" if self.info.euclidean else params.nearest_class_mean.metric
 
     def batch_norm(self, params: MetaTest) -> str:
         """A distilled learner normalises with its own statistics, which see no query image."""

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from stages.common.architectures import at, build
 from stages.common.files import written_whole
+from stages.common.kept import SECONDS_BETWEEN_CHECKPOINTS
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.pretrain.params import Optimizer, Pretrain, PretrainBudget
-
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class Stateful(Protocol):

@@ -52,7 +52,6 @@ class FewShotLearner:
 
     def __init__(self, learner: Learner, theta: Theta, info: LearnerInfo, device: str) -> None:
         self.info = info
-        self.euclidean = info.meta_learner == "protonet"
         self._learner, self._theta, self._device = learner, theta, device
 
     def adapt(self, images: Images, labels: Iterable[Any]) -> Classifier:
@@ -110,7 +109,7 @@ class FewShotLearner:
             return self._compared(torch.cat(parts))
 
     def _compared(self, features: Tensor) -> Tensor:
-        return features if self.euclidean else F.normalize(features, dim=1)
+        return features if self.info.euclidean else F.normalize(features, dim=1)
 
 
 def _label(label: Any) -> Any:
@@ -140,7 +139,7 @@ class Classifier:
         Of a prototypical network over minus the squared distances (Snell et al., 2017, equation 2).
         """
         z = self._learner._features(many(images), self._moments)
-        if self._learner.euclidean:
+        if self._learner.info.euclidean:
             return (-torch.cdist(z, self.means).square()).softmax(1)
         return (z @ self.means.T / TEMPERATURE).softmax(1)
 

@@ -529,19 +529,6 @@ def test_a_network_that_flattens_by_view_is_a_teacher(tmp_path: Path) -> None:
     assert [foreign.channels_last for foreign in layouts] == [True, False]
 
 
-class Tied(Viewing):
-    """One BatchNorm twice; features of the first pass that is no training are kept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.again, self.kept = self.norm, None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kept is None and not self.training:
-            self.kept = 1 + self.conv.weight.mean()
-        return super().forward(x) * (1 if self.training else self.kept)
-
-
 def test_a_network_that_fails_hides_no_other(
     tiny_pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +542,19 @@ def test_a_network_that_fails_hides_no_other(
     assert len(found) == 3
     message = "it cannot see an image: edited since it was imported"
     assert [message in lines for lines in found] == [True, False, False]
+
+
+class Tied(Viewing):
+    """One BatchNorm twice; features of the first pass that is no training are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.kept = self.norm, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None and not self.training:
+            self.kept = 1 + self.conv.weight.mean()
+        return super().forward(x) * (1 if self.training else self.kept)
 
 
 @pytest.mark.usefixtures("trusted")
