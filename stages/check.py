@@ -18,7 +18,7 @@ from stages.interface.errors import BadInput, refuses_bad_input
 from stages.interface.params import Params
 
 # Sections of the grid whose keys are cells.
-CELLS = ("cells", "pool_cells", "pseudo_cells", "pseudo_pool_cells")
+CELLS = ("cells", "pool_cells")
 GRID = Path(__file__).parent / "grid.yaml"
 
 app = typer.Typer(add_completion=False)
@@ -57,17 +57,17 @@ def check_cell(given: Params) -> None:
         )
     if given.dataset == params.NO_DATASET:
         check_own_pool(given)
-    params.check_dataset(given, str(cells[cell_key(given)].get("second", params.NO_DATASET)))
+    params.check_dataset(given, str(cells[cell_key(given)]["second"]))
 
 
 def check_own_pool(given: Params) -> None:
     """Raise BadInput unless own_pool is a pool with classes enough for an episode."""
     from stages.common.pool import load_manifest
-    from stages.meta_test.pseudo import check_lends
+    from stages.pseudo.classes import check_lends
 
     try:
         infos = load_manifest(Path(given.own_pool))
-        check_lends(infos, given.meta_test.pseudo.classes_per_teacher, given.n_way)
+        check_lends(infos, given.pseudo.classes_per_teacher, given.n_way)
     except BadInput as error:
         raise BadInput(
             f"params.yaml: own_pool = {given.own_pool!r}: {error};"

@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": "stages.pretrain.command:pretrain",
     "meta_train": "stages.meta_train.command:meta_train",
     "data_based": "stages.data_based.command:data_based",
+    "pseudo": "stages.pseudo.command:pseudo",
     "meta_test": "stages.meta_test.command:meta_test",
     "report": "stages.aggregate.command:report",
     "export": "stages.use.command:export",

@@ -49,6 +49,7 @@ READS = {
     "meta_test": (
         "n_query",
         "datasets.{dataset}.images_per_class",
+        "pseudo",
         "meta_test",
         "budgets.{budget}.meta_test",
     ),
@@ -174,8 +175,9 @@ class Cell(Part):
 
         def idle(key: str) -> bool:
             """How code runs, not what it computes; or pseudo episodes where there are images."""
-            pseudo = key.startswith("meta_test.pseudo.") and self.dataset != NO_DATASET
-            return pseudo or key.split(".")[-1] == "compile"
+            parts = key.split(".")
+            pseudo = "pseudo" in parts and self.dataset != NO_DATASET
+            return pseudo or parts[-1] == "compile"
 
         return {key: value for key, value in sorted(found.items()) if not idle(key)}
 

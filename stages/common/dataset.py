@@ -1,16 +1,16 @@
-"""The canonical file of a data set (DESIGN 3): written by split, read by pretrain and meta_test.
+"""The file of a data set (DESIGN 3): written by split, read by pretrain and meta_test.
 
 Images are uint8, sorted by class name and within a class by content, so that any source of the
 same images gives the same bytes. The metadata holds the class names, the three class splits and
-how a network should see the images.
+how a network should see the images. Where there is no data set, pseudo writes a file in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,15 +136,27 @@ def load_split(path: Path, split: Split) -> ClassImages:
         if "splits" not in metadata:
             raise BadInput(f"{path}: not a canonical data set (no class splits in its metadata)")
         names: list[str] = metadata["class_names"]
-        starts: list[int] = metadata["class_starts"]
         wanted = sorted(metadata["splits"][split])
         ids = [names.index(name) for name in wanted]
-        images = file.get_slice("images")
         return ClassImages(
             dataset=metadata["dataset"],
             class_ids=ids,
             class_names=wanted,
-            images=[images[starts[i] : starts[i + 1]] for i in ids],
+            images=[_images_of(file, metadata, split, i) for i in ids],
             image_size=metadata["image_size"],
             normalisation=Normalisation(tuple(metadata["mean"]), tuple(metadata["std"])),
         )
+
+
+def _images_of(file: Any, metadata: Mapping[str, Any], split: Split, i: int) -> Tensor:
+    """Those of class i, (n, h, w, 3): of one size they stand in one tensor, else in one a class."""
+    if starts := metadata.get("class_starts"):
+        images: Tensor = file.get_slice("images")[starts[i] : starts[i + 1]]
+        return images
+    own: Tensor = file.get_tensor(class_tensor(split, i))
+    return own
+
+
+def class_tensor(split: Split, i: int) -> str:
+    """The name of the tensor with class i of the split, in a file of images of several sizes."""
+    return f"{split}-{i:04d}"

@@ -25,6 +25,7 @@ from stages.meta_test.params import POOL_ROWS, SUITS, MetaTest, MetaTestBudget
 from stages.meta_train.methods import METHODS
 from stages.meta_train.params import DistillationBudget, MetaTrain, MetaTrainBudget
 from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.pseudo.params import Pseudo
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
 
@@ -65,6 +66,7 @@ class Params(Section):
     learner: LearnerSection
     meta_train: MetaTrain
     data_based: DataBased
+    pseudo: Pseudo
     meta_test: MetaTest
     budgets: dict[str, Budget]
 
@@ -126,7 +128,7 @@ def _check_together(given: Params, path: Path) -> None:
 def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
     """Refuse episodes and splits that `dataset` is too small for."""
     if dataset == NO_DATASET:
-        given.meta_test.pseudo.check_holds(given.n_shot, given.n_query, f"{path}: ")
+        given.pseudo.check_holds(given.n_shot, given.n_query, f"{path}: ")
         return
     spec = CATALOGUE[dataset]
     smallest = min(len(names) for names in spec.splits().values())

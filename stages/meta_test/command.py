@@ -13,7 +13,7 @@ from stages.interface import params
 from stages.interface.errors import BadInput, refuses_bad_input
 
 if TYPE_CHECKING:
-    from stages.common.dataset import ClassImages, Split
+    from stages.common.dataset import Split
     from stages.meta_test.adaptations import Model
     from stages.meta_test.evaluate import Row, Tasks
 
@@ -27,34 +27,29 @@ app = typer.Typer(add_completion=False)
 def meta_test(
     cell: Annotated[str, typer.Argument(help="The cell's key in stages/grid.yaml.")],
     pool: Annotated[Path, typer.Option(help="The pool.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Data set with the unseen classes; twice: a pair; or one of pseudo."),
+    ],
     n_way: Annotated[int, typer.Option(min=2, help="Classes of an episode.")],
     n_shot: Annotated[int, typer.Option(min=1, help="Support images per class.")],
     budget: Annotated[str, typer.Option(help="A key of `budgets` in params.yaml.")],
     out: Annotated[Path, typer.Option(help="The folder to write: episodes, pictures.")],
     metrics: Annotated[Path, typer.Option(help="The cell's file to write (JSON).")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Canonical data set with the unseen classes; twice: a pair."),
-    ] = None,
     learner: Annotated[
         Path | None, typer.Option(help="A folder of meta_train; without it the pool is judged.")
     ] = None,
 ) -> None:
-    """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes.
-
-    Without a data set, both are pseudo episodes: fresh synthetic images of the pool's classes.
-    """
+    """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes."""
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
     from stages.common.files import check_place, load_json, load_table, written_whole
-    from stages.common.kept import Kept
-    from stages.common.pool import MANIFEST, load_pool
+    from stages.common.pool import load_pool
     from stages.interface.device import prepared
     from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
     from stages.interface.work import work_folder
     from stages.meta_test import evaluate
     from stages.meta_test.cell import parts_of, save_cell, save_episodes
-    from stages.meta_test.pseudo import pseudo_classes
     from stages.meta_test.similarity import check_pool_of, similarity
 
     device = prepared(given["device"])
@@ -73,35 +68,25 @@ def meta_test(
     if synthetic and synthetic.exists():
         check_pool_of(synthetic, teachers)
     check_place(metrics)
-    if not data:
-        settings.pseudo.check_holds(n_shot, given["n_query"])
 
     job = [given, device, cell, n_way, n_shot, budget, data]
-    files = [pool / MANIFEST, *(pool / teacher.info.file for teacher in teachers)]
-    with work_folder("meta_test", job, files, out, "evaluation") as folder:
+    with work_folder("meta_test", job, [], out, "evaluation") as folder:
         watch = Stopwatch(folder)
-        kept = Kept(folder, watch.save)
-
-        def tasks(split: Split, n_episodes: int) -> Tasks:
-            if data:
-                return _tasks(load_splits(data, split), split, n_episodes, shape)
-            made = pseudo_classes(teachers, split, n_way, settings.pseudo, device, kept)
-            return _tasks([made], split, n_episodes, shape)
-
-        test = tasks("test", settings.n_episodes)
+        test = _tasks(data, "test", settings.n_episodes, shape)
         content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
         rows: dict[str, Row]
         if learner is None:
             rows = evaluate.judge_pool(teachers, test, settings, device)
         else:
-            val = tasks("val", given["budgets.{budget}.meta_test"].n_val_episodes)
+            n_val_episodes = given["budgets.{budget}.meta_test"].n_val_episodes
+            val = _tasks(data, "val", n_val_episodes, shape)
             selection = evaluate.select(models, val, settings, device)
             rows = evaluate.judge_learner(models, selection, val, test, settings, device)
             content |= {
                 "selection": selection,
                 "curve": evaluate.curve(models, test, settings, device),
             }
-            if synthetic and synthetic.exists() and data:
+            if synthetic and synthetic.exists():
                 train = load_splits(data, "train")
                 content["similarity"] = similarity(synthetic, teachers, train, settings)
         # In a list, since DVC would call a hundred numbers metrics.
@@ -153,12 +138,14 @@ def _check_learner(
 
 
 def _tasks(
-    data: Sequence[ClassImages], split: Split, n_episodes: int, shape: tuple[int, int, int]
+    paths: Sequence[Path], split: Split, n_episodes: int, shape: tuple[int, int, int]
 ) -> Tasks:
     """Raises BadInput if a split has too few classes or images."""
+    from stages.common.dataset import load_splits
     from stages.meta_test.episodes import fixed_tasks
     from stages.meta_test.evaluate import Tasks
 
+    data = load_splits(paths, split)
     try:
         return Tasks(data, fixed_tasks(data, split, n_episodes, *shape))
     except ValueError as error:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from stages.common.params import InversionWeights, NaturalInversion, Precision, Section
-from stages.interface.errors import BadInput
+from stages.common.params import InversionWeights, Precision, Section
 
 _ALL = frozenset({"maml", "anil", "protonet", "none", "distilled"})
 # The rows of a learner, and the meta-learners (LearnerInfo.meta_learner) that each makes sense for:
@@ -82,25 +81,6 @@ class Pool(Section):
     precision: Precision
 
 
-class Pseudo(Section):
-    """The pseudo episodes of a pool without a data set."""
-
-    classes_per_teacher: PositiveInt
-    images_per_class: PositiveInt
-    inversion_steps: PositiveInt
-    inversion: NaturalInversion
-
-    def check_holds(self, n_shot: int, n_query: int, where: str = "") -> None:
-        """Raise BadInput if a class has too few images for an episode."""
-        most, wanted = self.images_per_class, n_shot + n_query
-        if wanted > most:
-            raise BadInput(
-                f"{where}n_shot = {n_shot}, n_query = {n_query}: a pseudo episode needs {wanted}"
-                " images of a class; allowed: n_shot + n_query up to"
-                f" meta_test.pseudo.images_per_class = {most}"
-            )
-
-
 class MetaTest(Section):
     n_episodes: PositiveInt
     batch_norm: Literal["transductive", "inductive"]
@@ -110,7 +90,6 @@ class MetaTest(Section):
     linear_probe: LinearProbe
     tuned_steps: TunedSteps
     pool: Pool
-    pseudo: Pseudo
     curve_episodes: NonNegativeInt
     similarity_images: PositiveInt
 

@@ -149,8 +149,9 @@ def test_a_changed_parameter_is_named_where_its_stage_read_it(tmp_path: Path) ->
 def test_a_parameter_of_another_family_is_not_what_a_method_read(tmp_path: Path) -> None:
     """ECI reads nothing of distillation; ECI that starts from a distilled network does."""
     distilled = {"meta_train.distill.readout": "features", "meta_train.distillation.lr": 0.1}
-    pseudo = {"meta_test.pseudo.images_per_class": 25}
-    plain = changed_in(tmp_path, ECI, meta_train=distilled, meta_test=pseudo)
+    pseudo = {"pseudo.images_per_class": 25}
+    before = {"meta_test.pseudo.images_per_class": 25}  # its place in older files
+    plain = changed_in(tmp_path, ECI, meta_train=distilled, meta_test=pseudo | before)
     assert plain.changed == {}
     started = changed_in(tmp_path, f"{ECI}_distilled", meta_train=LAMBDA | distilled)
     assert started.changed == distilled

@@ -84,20 +84,6 @@ def test_what_fits_is_refused_for_its_data_alone(
     assert "out: a folder with files of no evaluation" in found
 
 
-def test_pseudo_episodes_too_large_are_refused_before_images_are_made(
-    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    save_json(provenance_of(tiny_pool), {})
-    words = ["ss-none-3way-20shot-pool", "--pool", tiny_pool, "--n-way", 3, "--n-shot", 20]
-    words += ["--budget", "quick", "--out", tmp_path / "out", "--metrics", tmp_path / "out.json"]
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 2
-    said = re.sub(r"\s+", " ", result.output)
-    assert "n_shot = 20, n_query = 15: a pseudo episode needs 35 images of a class" in said
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_broken_teacher_is_found_before_the_evaluation(
     tiny_pool: Path, learner: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,8 +106,8 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Project:
         budgets__quick__meta_train={"n_iterations": 8, "curriculum_start": 1, "n_snapshots": 2},
         meta_train__distillation__batch_size=16,
         meta_train__distillation__n_components=8,
-        meta_test__pseudo__images_per_class=10,
-        meta_test__pseudo__inversion_steps=2,
+        pseudo__images_per_class=10,
+        pseudo__inversion_steps=2,
         budgets__quick__distillation={
             "n_iterations": 6,
             "n_snapshots": 1,

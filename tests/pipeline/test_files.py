@@ -34,21 +34,19 @@ OVER = {
     "meta_test": "cells",
     "meta_test_pool": "pool_cells",
     "own_pool": "own_pools",
-    "meta_test_pseudo": "pseudo_cells",
-    "meta_test_pseudo_pool": "pseudo_pool_cells",
 }
 PACKAGES = (
     "split",
     "pretrain",
     "meta_train",
     "data_based",
+    "pseudo",
     "meta_test",
     "aggregate",
     "pool",
     "use",
 )
 CELLS = GRID["cells"] | GRID["pool_cells"]
-PSEUDO_CELLS = GRID["pseudo_cells"] | GRID["pseudo_pool_cells"]
 POOLS = GRID["pools"] | GRID["own_pools"]
 
 
@@ -81,7 +79,7 @@ def cell_of(name: str) -> dict[str, str]:
     """What the templates of a stage's PARAMS are filled with."""
     stage, _, key = name.partition("@")
     cell = {"budget": PARAMS.budget, "dataset": key}
-    if stage != "split":
+    if stage in OVER and stage != "split":
         cell |= {k: str(v) for k, v in GRID[OVER[stage]][key].items()}
     return cell
 
@@ -98,7 +96,7 @@ def names(*stages: str) -> list[str]:
 
 def test_params_are_what_the_code_reads() -> None:
     """`params.read` gives a stage its declared keys only; the pipeline must declare the same."""
-    for name in names(*OVER):
+    for name in names(*OVER, "pseudo"):
         templates = importlib.import_module(f"stages.{package(name)}.command").PARAMS
         cell = cell_of(name)
         expected = {template.format(**cell) for template in templates}
@@ -133,7 +131,7 @@ def test_meta_training_never_depends_on_data() -> None:
         assert "data/" not in resolved()[name].cmd
 
 
-@pytest.mark.parametrize("stage", [*OVER, *PAPER])
+@pytest.mark.parametrize("stage", [*OVER, "pseudo", *PAPER])
 def test_code_dependencies_are_the_stages_own_and_common(stage: str) -> None:
     own = "aggregate" if stage in PAPER else package(stage)
     assert names(stage)
@@ -186,29 +184,25 @@ def test_the_grid_spells_its_keys() -> None:
         task = f"ss-{learner['dataset']}-{learner['n_way']}way-{learner['n_shot']}shot"
         assert key == f"{task}-{learner['method']}"
         assert learner["method"] in DATA_BASED
+    for key, pool in GRID["own_pools"].items():
+        assert key == f"{pool['scenario']}-none-{pool['n_way']}way"
+    without = {"dataset": "none", "second": "none"}
     for key, cell in CELLS.items():
-        pool = GRID["pools"][cell["pool"]]
+        pool = without | POOLS[cell["pool"]]
         assert {k: cell[k] for k in ("dataset", "second", "n_way")}.items() <= pool.items()
         task, method = key.rsplit("-", 1)
         assert task == f"{cell['pool']}-{cell['n_shot']}shot"
         if method != "pool":
             assert cell["learner"] in (f"{task}-{method}", f"{cell['pool']}-{method}")
-    for key, pool in GRID["own_pools"].items():
-        assert key == f"{pool['scenario']}-none-{pool['n_way']}way"
-    for key, cell in PSEUDO_CELLS.items():
-        task, method = key.rsplit("-", 1)
-        assert task == f"{cell['pool']}-{cell['n_shot']}shot"
-        assert cell.get("learner", task) in (task, f"{task}-{method}", f"{cell['pool']}-{method}")
-        assert cell["n_way"] == GRID["own_pools"][cell["pool"]]["n_way"]
     assert set(GRID["splits"]) == set(CATALOGUE) == set(SOURCES)
 
 
 def test_every_learner_has_its_cells_and_every_pool_its_own() -> None:
     learners = GRID["learners"] | GRID["real_learners"]
-    judged = [*GRID["cells"].values(), *GRID["pseudo_cells"].values()]
+    judged = GRID["cells"].values()
     assert {cell["learner"] for cell in judged} == set(learners)
     shots = {(cell["pool"], cell["n_shot"]) for cell in judged}
-    pools = [*GRID["pool_cells"].values(), *GRID["pseudo_pool_cells"].values()]
+    pools = GRID["pool_cells"].values()
     assert {(cell["pool"], cell["n_shot"]) for cell in pools} == shots
     assert {pool for pool, _ in shots} == set(POOLS)
 
@@ -228,23 +222,23 @@ def test_our_own_tables_name_cells_of_the_grid_alone(table: str) -> None:
     assert cells_of(OURS[table]) <= set(CELLS)
 
 
-@pytest.mark.parametrize("task", sorted({key.rsplit("-", 2)[0] for key in CELLS | PSEUDO_CELLS}))
+@pytest.mark.parametrize("task", sorted({key.rsplit("-", 2)[0] for key in CELLS}))
 def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path: Path) -> None:
     cells = [
         load_cell(write_cell(tmp_path, key))
-        for key in CELLS | PSEUDO_CELLS
+        for key in CELLS
         if key.startswith(f"{task}-1shot") and key.endswith("eci")
     ]
     (layout,) = every_row(cells)
     assert {f"{task}-{n}shot-{name}" for n in (1, 5) for name in ("pool", "ei", "eci")} <= (
         cells_of(layout)
     )
-    assert cells_of(layout) <= set(CELLS | PSEUDO_CELLS)
+    assert cells_of(layout) <= set(CELLS)
 
 
 def test_the_grid_stays_small() -> None:
     """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289 and 387, 1.7 s."""
-    assert len(resolved()) < 388
+    assert len(resolved()) < 400
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:

@@ -73,7 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["device"] = "cpu"
     document["meta_train"]["distillation"].update(batch_size=32, n_components=16)
     document["meta_test"].update(n_episodes=20, curve_episodes=5)
-    document["meta_test"]["pseudo"].update(images_per_class=22, inversion_steps=8)
+    document["pseudo"].update(images_per_class=22, inversion_steps=8)
     budget = document["budgets"]["quick"]
     budget["distillation"].update(
         n_iterations=120,
@@ -91,6 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options = ("--architecture", "torchvision/resnet18", "--classes", path.with_suffix(".txt"))
         more = ("--image-size", SIZE, "--normalisation", "imagenet")
         purer(folder, "pool", "import", "models/own", path, *options, *more)
+    purer(folder, "pseudo", "--pool", "models/own", "--out", "data/none.safetensors")
     return folder
 
 
@@ -105,6 +106,7 @@ def meta_test(folder: Path, method: str, learner: Path | None) -> Path:
     key = f"sh-none-5way-5shot-{method}"
     metrics = folder / "reports" / "quick" / "seed-0" / f"{key}.json"
     given = ("--learner", learner) if learner else ()
+    given += ("--data", "data/none.safetensors")
     task = ("--n-way", 5, "--n-shot", 5, "--budget", "quick", "--metrics", metrics)
     out = ("--out", folder / "models" / "evaluations" / key)
     purer(folder, "meta_test", key, "--pool", "models/own", *given, *task, *out)

@@ -49,8 +49,9 @@ def test_a_pool_without_a_data_set_goes_through(project: Project) -> None:
         "check",
         "own_pool@ss-none-5way",
         "meta_train@ss-none-5way-distill",
-        f"meta_test_pseudo@{cell}",
-        "meta_test_pseudo_pool@ss-none-5way-5shot-pool",
+        "pseudo",
+        f"meta_test@{cell}",
+        "meta_test_pool@ss-none-5way-5shot-pool",
         "publish",
     }
     table = (project.root / "reports/selected/table.md").read_text()

@@ -1,0 +1,3 @@
+from stages.pseudo.command import app
+
+app(prog_name="python -m stages.pseudo")
