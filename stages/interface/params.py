@@ -7,7 +7,6 @@ same list. So a stage cannot depend on a parameter that DVC does not know of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -24,7 +23,7 @@ from stages.interface.provenance import SELECTION, flat
 from stages.meta_test.params import POOL_ROWS, SUITS, MetaTest, MetaTestBudget
 from stages.meta_train.methods import METHODS
 from stages.meta_train.params import DistillationBudget, MetaTrain, MetaTrainBudget
-from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.pretrain.params import Pretrain, PretrainBudget, n_teachers
 from stages.pseudo.params import Pseudo
 from stages.split.catalogue import CATALOGUE
 from stages.split.params import Datasets
@@ -222,7 +221,7 @@ def _check_pool_size(given: Params, path: Path) -> None:
     asked = getattr(getattr(given.meta_train, given.method), "n_teachers", "all")
     fewest = METHODS[given.method].fewest_teachers if asked == "all" else int(asked)
     n_classes = len(CATALOGUE[given.dataset].splits()["train"])
-    auto = math.ceil(n_classes / given.n_way)  # of a pair (mh) perhaps more
+    auto = n_teachers("auto", [n_classes], given.n_way)  # of a pair (mh) perhaps more
     size = given.pretrain.pool_size
     enough = auto if size == "auto" else size
     if enough < fewest and not (size == "auto" and given.scenario == "mh"):

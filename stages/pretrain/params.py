@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -43,3 +45,11 @@ class PretrainBudget(Section):
 
     def epochs_of(self, architecture: str) -> int:
         return self.resnet_epochs if architecture.startswith("resnet") else self.epochs
+
+
+def n_teachers(pool_size: int | Literal["auto"], n_classes: Iterable[int], n_way: int) -> int:
+    """Of a pool over data sets of so many classes.
+
+    "auto" is as many as cover the classes of the largest once.
+    """
+    return max(math.ceil(n / n_way) for n in n_classes) if pool_size == "auto" else pool_size

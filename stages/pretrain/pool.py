@@ -13,7 +13,7 @@ from stages.common.dataset import ClassImages
 from stages.common.pool import TeacherInfo, load_info, save_manifest, save_teacher
 from stages.common.seeds import generator
 from stages.interface.progress import Reporter
-from stages.pretrain.params import Pretrain, PretrainBudget
+from stages.pretrain.params import Pretrain, PretrainBudget, n_teachers
 from stages.pretrain.teacher import Checkpoint, train_teacher
 
 
@@ -32,21 +32,15 @@ def plan_pool(
     pool_size: int | Literal["auto"],
     seed: int,
 ) -> list[Lesson]:
-    """Architecture and data set of each teacher are drawn (SH, MH), its classes dealt.
-
-    "auto" is as many teachers as cover the classes of the largest data set once.
-    """
-    needed = max(math.ceil(len(d.class_ids) / n_way) for d in data)
-    n_teachers = needed if pool_size == "auto" else pool_size
-    decks = [
-        iter(teacher_classes(len(d.class_ids), n_way, n_teachers, seed, d.dataset)) for d in data
-    ]
+    """Architecture and data set of each teacher are drawn (SH, MH), its classes dealt."""
+    size = n_teachers(pool_size, [len(d.class_ids) for d in data], n_way)
+    decks = [iter(teacher_classes(len(d.class_ids), n_way, size, seed, d.dataset)) for d in data]
 
     def draw(purpose: str, n: int, index: int) -> int:
         return int(torch.randint(n, (), generator=generator(seed, "pretrain", purpose, index)))
 
     lessons = []
-    for i in range(n_teachers):
+    for i in range(size):
         architecture = architectures[draw("architecture", len(architectures), i)]
         which = draw("data set", len(data), i)
         lessons.append(Lesson(architecture, data[which], next(decks[which])))
@@ -54,9 +48,9 @@ def plan_pool(
 
 
 def teacher_classes(
-    n_classes: int, n_way: int, n_teachers: int, seed: int, dataset: str
+    n_classes: int, n_way: int, size: int, seed: int, dataset: str
 ) -> list[list[int]]:
-    """Positions of the classes of each teacher of one data set.
+    """Positions of the classes of each of `size` teachers of one data set.
 
     The classes are dealt out n_way at a time in random order; the last teacher takes what is left
     (64 classes, 5-way: 13 teachers, the last with 4). A pool of more teachers deals again, with
@@ -64,11 +58,11 @@ def teacher_classes(
     """
     per_round = math.ceil(n_classes / n_way)
     hands: list[list[int]] = []
-    for deal in range(math.ceil(n_teachers / per_round)):
+    for deal in range(math.ceil(size / per_round)):
         stream = generator(seed, "pretrain", "classes", dataset, deal)
         order = torch.randperm(n_classes, generator=stream).tolist()
         hands += [order[i : i + n_way] for i in range(0, n_classes, n_way)]
-    return hands[:n_teachers]
+    return hands[:size]
 
 
 def train_pool(
