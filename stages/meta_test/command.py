@@ -56,7 +56,8 @@ def meta_test(
     settings = given["meta_test"]
     shape = (n_way, n_shot, given["n_query"])
     # What is wrong is refused before minutes of evaluation.
-    method = parts_of(cell, n_way, n_shot)["method"]
+    named = parts_of(cell, n_way, n_shot)
+    method = named["method"]
     models = evaluate.load_snapshots(learner, device) if learner else []
     _check_learner(models, learner, cell, method, n_way)
     teachers = load_pool(pool, device)
@@ -73,6 +74,7 @@ def meta_test(
     with work_folder("meta_test", job, [], out, "evaluation") as folder:
         watch = Stopwatch(folder)
         test = _tasks(data, "test", settings.n_episodes, shape)
+        _check_data(test, data[0], cell, named["dataset"])
         content: dict[str, Any] = {"selection": [], "curve": [], "similarity": None}
         rows: dict[str, Row]
         if learner is None:
@@ -135,6 +137,13 @@ def _check_learner(
         raise BadInput(f"{cell}: method {method}: the learner of {learner} is of {info.method}")
     if info.n_way != n_way:
         raise BadInput(f"n_way = {n_way}: the learner of {learner} has {info.n_way} outputs")
+
+
+def _check_data(test: Tasks, path: Path, cell: str, dataset: str) -> None:
+    """Refuse images that are not of the cell's data set: its file would say otherwise."""
+    found = test.data[0].dataset
+    if found != dataset:
+        raise BadInput(f"{cell}: data set {dataset}: {path} is of {found}; allowed: {dataset}")
 
 
 def _tasks(

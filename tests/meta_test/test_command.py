@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from stages.common.dataset import IMAGENET, View
 from stages.common.files import save_json, save_table
 from stages.common.learner import initial_theta, save_learner
 from stages.common.seeds import generator
 from stages.interface.provenance import provenance_of
 from stages.meta_test.command import app
+from stages.pseudo.classes import SPLITS, write
 from tests.conftest import ROOT, learner_info
 
 
@@ -25,12 +28,15 @@ def learner(tmp_path: Path) -> Path:
     return tmp_path / "learner"
 
 
-def refusal(monkeypatch: pytest.MonkeyPatch, cell: str, pool: Path, *more: str) -> str:
-    """The message of a 3-way 2-shot run; its data set is missing, which is found last."""
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, cell: str, pool: Path, *more: str, data: Path | None = None
+) -> str:
+    """The message of a 3-way 2-shot run; its data set, if none is given, is missing."""
     monkeypatch.chdir(ROOT)
     shape = ("--n-way", "3", "--n-shot", "2", "--budget", "quick")
     out = str(pool.parent / "out")
-    arguments = (cell, "--pool", str(pool), *shape, "--data", f"{out}/no-data", *more)
+    given = data or f"{out}/no-data"
+    arguments = (cell, "--pool", str(pool), *shape, "--data", str(given), *more)
     result = CliRunner().invoke(app, [*arguments, "--out", out, "--metrics", f"{out}.json"])
     assert result.exit_code == 2, result.output
     return re.sub(r"\s+", " ", result.output)
@@ -82,6 +88,22 @@ def test_what_fits_is_refused_for_its_data_alone(
     mine.write_text("mine")
     found = refusal(monkeypatch, cell, tiny_pool, "--learner", str(learner))
     assert "out: a folder with files of no evaluation" in found
+
+
+def test_images_of_another_data_set_are_refused(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a table would call pseudo episodes CIFAR-FS."""
+    save_json(provenance_of(tiny_pool), {})
+    shape = (30, 16, 16, 3)
+    classes = {
+        name: {split: torch.zeros(shape, dtype=torch.uint8) for split in SPLITS} for name in "abc"
+    }
+    data = tmp_path / "none.safetensors"
+    write(data, classes, View(16, IMAGENET))
+    found = refusal(monkeypatch, "ss-cifar_fs-3way-2shot-pool", tiny_pool, data=data)
+    assert "data set cifar_fs: " in found
+    assert "none.safetensors is of none; allowed: cifar_fs" in found
 
 
 def test_a_broken_teacher_is_found_before_the_evaluation(
