@@ -27,6 +27,7 @@ from stages.common.files import written_whole
 Colour = tuple[float, float, float, float]
 WINDOW = 1 / 40  # of a training curve: its moving mean
 LABEL = 80  # characters of a line beside a bar: no row's own name is longer
+LINE = 75  # characters of a title's line over a single panel
 PURER_COLOUR, OTHER_COLOUR, DATA_COLOUR = "#b3402a", "#2f5d8a", "#8a8a8a"
 # The first ten as usual, then their lighter shades: a task has more than ten methods.
 COLOURS = [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
@@ -122,7 +123,7 @@ def save_classes(path: Path, cell: Cell, row: str, title: str) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("correct query images of the class, %", fontsize=9)
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, LINE), fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     _save(figure, path)
 
@@ -139,7 +140,7 @@ def save_similarity(path: Path, similarity: Similarity, title: str) -> None:
     axes.set_ylabel("mean of the synthetic images")
     numbers = f"own class {similarity.own:.3f}, others {similarity.other:.3f}"
     nearest = f"own class nearest for {similarity.nearest_is_own:.0f} %"
-    axes.set_title(f"{title}\n{numbers}, {nearest}", fontsize=10)
+    figure.suptitle(f"{textwrap.fill(title, LINE)}\n{numbers}, {nearest}", fontsize=10)
     figure.colorbar(image, fraction=0.046, label="cosine similarity")
     _save(figure, path)
 

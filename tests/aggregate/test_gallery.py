@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from stages.aggregate import figures
@@ -20,6 +21,28 @@ CELL = "ss-cifar_fs-5way-1shot-eci"
 
 def load(root: Path, key: str, **changes: Any) -> Cell:
     return load_cell(write_cell(root, key, **changes))
+
+
+def test_the_longest_title_fits_into_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two data sets and a long row: it was cut at both ends."""
+    inside = []
+
+    def measured(figure: Figure, path: Path) -> None:
+        figure.canvas.draw()
+        title = figure.get_suptitle()
+        (text,) = [text for text in figure.texts if text.get_text() == title]
+        box = text.get_window_extent()
+        inside.append((title, box.x0 >= 0 and box.x1 <= figure.bbox.x1))
+        path.touch()
+
+    monkeypatch.setattr(figures, "_save", measured)
+    cell = load(tmp_path, "mh-cifar_fs-10way-5shot-distill_no_outputs", data_used=IMAGE_PRIOR)
+    cell = cell.model_copy(update={"similarity": load(tmp_path, CELL).similarity})
+    draw_all(tmp_path, [cell], results([cell]))
+    assert [title.startswith("MH, CIFAR-FS and MiniImageNet") for title, _ in inside] == [True] * 3
+    assert all(fits for _, fits in inside)
 
 
 def test_a_figures_labels_and_colours_tell_what_saw_data(tmp_path: Path) -> None:
