@@ -127,7 +127,13 @@ def _check_together(given: Params, path: Path) -> None:
 def check_dataset(given: Params, dataset: str, path: Path = Path("params.yaml")) -> None:
     """Refuse episodes and splits that `dataset` is too small for."""
     if dataset == NO_DATASET:
-        given.pseudo.check_holds(given.n_shot, given.n_query, f"{path}: ")
+        most, wanted = given.pseudo.images_per_class, given.n_shot + given.n_query
+        if wanted > most:
+            raise BadInput(
+                f"{path}: n_shot = {given.n_shot}, n_query = {given.n_query}: a pseudo episode"
+                f" needs {wanted} images of a class; allowed: n_shot + n_query up to"
+                f" pseudo.images_per_class = {most}"
+            )
         return
     spec = CATALOGUE[dataset]
     smallest = min(len(names) for names in spec.splits().values())

@@ -68,15 +68,16 @@ def pseudo_classes(
 
     found: dict[str, dict[Split, Tensor]] = {}
     lending = [i for i, labels in enumerate(lent) if labels]  # of the rest others lend all classes
-    with Reporter("pseudo images", len(SPLITS) * len(lending)) as report:
-        for n, (i, split) in enumerate(itertools.product(lending, SPLITS)):
+    jobs = list(itertools.product(lending, SPLITS))
+    with Reporter("pseudo images", len(jobs)) as report:
+        for n, (i, split) in enumerate(jobs):
             report(n)
             name = f"{split}-{i:02d}"
             own = Labelled(**kept.in_parts(name, functools.partial(made, i, split)))
             for label in lent[i]:
                 images = found.setdefault(f"teacher {i}: {infos[i].class_names[label]}", {})
                 images[split] = own.images[own.labels == label]
-        report(len(SPLITS) * len(lending))
+        report(len(jobs))
     return found
 
 
@@ -104,8 +105,7 @@ def check_lends(pool: Sequence[TeacherInfo], most: int, n_way: int) -> None:
     if n_classes < n_way:
         raise BadInput(
             f"n_way = {n_way}: the pool lends only {n_classes} classes to pseudo episodes, at most"
-            f" pseudo.classes_per_teacher = {most} of a teacher; allowed: up to"
-            f" {n_classes}"
+            f" pseudo.classes_per_teacher = {most} of a teacher; allowed: up to {n_classes}"
         )
 
 

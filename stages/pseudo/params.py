@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import PositiveInt
 
 from stages.common.params import NaturalInversion, Section
-from stages.interface.errors import BadInput
 
 
 class Pseudo(Section):
@@ -15,13 +14,3 @@ class Pseudo(Section):
     images_per_class: PositiveInt
     inversion_steps: PositiveInt
     inversion: NaturalInversion
-
-    def check_holds(self, n_shot: int, n_query: int, where: str = "") -> None:
-        """Raise BadInput if a class has too few images for an episode."""
-        most, wanted = self.images_per_class, n_shot + n_query
-        if wanted > most:
-            raise BadInput(
-                f"{where}n_shot = {n_shot}, n_query = {n_query}: a pseudo episode needs {wanted}"
-                " images of a class; allowed: n_shot + n_query up to"
-                f" pseudo.images_per_class = {most}"
-            )

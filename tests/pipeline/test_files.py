@@ -237,8 +237,8 @@ def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path:
 
 
 def test_the_grid_stays_small() -> None:
-    """Measured: 84 stages, `dvc repro` with nothing to do takes 0.8 s; 289 and 387, 1.7 s."""
-    assert len(resolved()) < 400
+    """`dvc repro` with nothing to do takes 0.8 s of 84 stages, 1.7 of 289 and 387, 1.9 of 388."""
+    assert len(resolved()) < 389
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:
