@@ -1,4 +1,4 @@
-"""The file of a data set (DESIGN 3): written by split, read by pretrain and meta_test.
+"""The file of a data set (DESIGN 3): written by split, read by pretrain, data_based and meta_test.
 
 Images are uint8, sorted by class name and within a class by content, so that any source of the
 same images gives the same bytes. The metadata holds the class names, the three class splits and

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def written_whole(path: Path, kind: str = FILE) -> Iterator[Path]:
     check_place(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove(temporary)  # of a killed process that had our number
     temporary.touch()
     temporary.unlink()
     try:
@@ -61,10 +63,21 @@ def written_whole(path: Path, kind: str = FILE) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove_half_written(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote `path`; none may be at it."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.[0-9]*.tmp"):
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_place(path: Path, kind: str = FILE) -> None:

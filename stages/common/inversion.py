@@ -3,7 +3,7 @@
     L_inv = CE(f(x), y) + w * R_feature(x) + a_tv * TV(x) + a_l2 * ||x||_2
 
 PURER (CVPR 2023), equations 2-4, after DeepDream and DeepInversion. Used by meta_train
-(episode inversion, distillation) and by meta_test (ICFIL, pseudo episodes).
+(episode inversion, distillation), by meta_test (ICFIL) and by pseudo.
 
 Shapes: x (n, 3, h, w) in the teacher's normalised input space (`TeacherInfo.inverted_as`), y (n,)
 labels of the teacher.

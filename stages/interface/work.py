@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.common.files import check_place
+from stages.common.files import check_place, remove_half_written
 from stages.interface.errors import BadInput
 
 CODE = Path(__file__).parents[1]
@@ -53,6 +53,7 @@ def work_folder(stage: str, inputs: Any, files: list[Path], out: Path, kind: str
         folder.mkdir(parents=True, exist_ok=True)
         for half_written in folder.rglob(".*.tmp"):  # of a process that was killed while writing
             half_written.unlink()
+        remove_half_written(out)
         yield folder
         shutil.rmtree(folder)
 

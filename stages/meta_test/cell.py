@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,34 @@ def parts_of(key: str, n_way: int, n_shot: int) -> dict[str, str]:
     return match.groupdict()
 
 
+def runs_before(
+    pool: Path, learner: Path | None, key: str, seed: int, budget: str
+) -> list[dict[str, Any]]:
+    """The runs that made the pool and the learner of a cell, first first.
+
+    Raises BadInput if one has no provenance, or was of another seed or budget than the cell is
+    filed under: a folder's name does not say. A pool brought from elsewhere has neither.
+    """
+    runs = [{"stage": "pretrain"} | load_json(provenance_of(pool))]
+    if learner is not None:
+        runs += runs_behind(learner)
+    for run in runs:
+        if (found := run.get("seed", seed)) != seed:
+            raise BadInput(
+                f"{key}: seed = {seed}: its {run['stage']} was run with seed = {found};"
+                f" allowed: {found}, or {run['stage']} again"
+            )
+        budgets = {
+            name.split(".")[1] for name in run.get("params", {}) if name.startswith("budgets.")
+        }
+        if others := budgets - {budget}:
+            raise BadInput(
+                f"{key}: budget = {budget!r}: its {run['stage']} was run with"
+                f" budget = {min(others)!r}; allowed: {min(others)}, or {run['stage']} again"
+            )
+    return runs
+
+
 def save_episodes(path: Path, rows: Mapping[str, Row], test: Tasks) -> None:
     """A row an episode: its data set and classes, and the accuracy (percent) of every row."""
     names = [
@@ -68,18 +96,13 @@ def save_cell(
     n_query: int,
     seed: int,
     budget: str,
-    pool: Path,
+    made: Sequence[dict[str, Any]],
     learner: Path | None,
     evaluation: Path,
 ) -> None:
-    """Write the file. Raises BadInput as `parts_of`."""
+    """Write the file; `made`: the `runs_before`. Raises BadInput as `parts_of`."""
     parts = parts_of(key, n_way, n_shot)
-    trained = [] if learner is None else runs_behind(learner)
-    runs = [
-        {"stage": "pretrain"} | load_json(provenance_of(pool)),
-        *trained,
-        load_json(evaluation / "provenance.json") | {"stage": "meta_test"},
-    ]
+    runs = [*made, load_json(evaluation / "provenance.json") | {"stage": "meta_test"}]
     whole = {
         "key": key,
         **parts,
@@ -91,7 +114,7 @@ def save_cell(
         "budget": budget,
         "n_episodes": len(test.tasks),
         "fingerprint": test.fingerprint,
-        "data_used": trained[-1]["data_used"] if trained else NO_DATA,
+        "data_used": NO_DATA if learner is None else made[-1]["data_used"],
         "rows": {name: row.summary() for name, row in rows.items()},
         **content,
         "history": _history(learner),

@@ -43,13 +43,13 @@ def meta_test(
     """Choose a snapshot on meta-validation, judge it once on 600 fixed meta-test episodes."""
     given = params.read(PARAMS, budget=budget)
     from stages.common.dataset import load_splits
-    from stages.common.files import check_place, load_json, load_table, written_whole
+    from stages.common.files import check_place, load_table, written_whole
     from stages.common.pool import load_pool
     from stages.interface.device import prepared
-    from stages.interface.provenance import Stopwatch, provenance_of, save_provenance
+    from stages.interface.provenance import Stopwatch, save_provenance
     from stages.interface.work import work_folder
     from stages.meta_test import evaluate
-    from stages.meta_test.cell import parts_of, save_cell, save_episodes
+    from stages.meta_test.cell import parts_of, runs_before, save_cell, save_episodes
     from stages.meta_test.similarity import check_pool_of, similarity
 
     device = prepared(given["device"])
@@ -61,8 +61,7 @@ def meta_test(
     models = evaluate.load_snapshots(learner, device) if learner else []
     _check_learner(models, learner, cell, method, n_way)
     teachers = load_pool(pool, device)
-    for made in (pool, *([learner] if learner else [])):
-        load_json(provenance_of(made))
+    made = runs_before(pool, learner, cell, given["seed"], budget)
     synthetic = learner / "synthetic.safetensors" if learner else None
     if learner:
         load_table(learner / "history.parquet")
@@ -115,7 +114,7 @@ def meta_test(
             n_query=given["n_query"],
             seed=given["seed"],
             budget=budget,
-            pool=pool,
+            made=made,
             learner=learner,
             evaluation=out,
         )

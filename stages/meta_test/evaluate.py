@@ -1,8 +1,8 @@
 """Choose on meta-validation, judge once on meta-test (METHODS 1.7).
 
 The released program evaluates 120 times on meta-test and reports the maximum. Here the snapshot
-is chosen on episodes of the meta-validation classes, and every adaptation sees the fixed meta-test
-episodes exactly once.
+is chosen on episodes of the meta-validation classes, and every adaptation is judged once, on the
+fixed meta-test episodes. Figure 4's curve looks at some of these again, when all has been chosen.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def similarity(
             # Real images stand in order of their pixels: the first would be the darkest.
             stream = generator(0, "meta_test", "similarity", dataset, name)
             images = places[dataset, name]
-            drawn = images[torch.randperm(len(images), generator=stream)[:n_images]]
+            drawn = images[torch.randperm(len(images), generator=stream)[: len(made)]]
             real.append(_mean_of_real(drawn, pool, precision))
     if len(names) < 2:
         return None

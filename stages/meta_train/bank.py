@@ -2,8 +2,8 @@
 
 A bank holds procedural images, images inverted from the teachers, and mixtures of both: mixup
 (Zhang et al., 2018) and CutMix (Yun et al., 2019). The teachers see each image and
-its mirror image once, at their own size and normalisation; the network that learns from the bank
-never calls them.
+its mirror image once (what the principal components are made of, twice), at their own size and
+normalisation; the network that learns from the bank never calls them.
 
 Shapes: N images, k outputs of all teachers side by side, p principal components.
 """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import struct
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from stages.common.files import (
     kinds_of,
     load_json,
     load_tensors,
+    remove_half_written,
     save_json,
     save_tensors,
     written_whole,
@@ -74,6 +76,21 @@ def test_a_folder_replaces_one_of_its_kind_or_an_empty_one(tmp_path: Path) -> No
     with pytest.raises(BadInput, match="files of no learner"):
         write_folder(path, "snapshots", "learner")
     assert (path / "teacher-00.safetensors").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_no_hindrance(tmp_path: Path) -> None:
+    """In a container the next process may have its number."""
+    mine, others = tmp_path / f".a[b].{os.getpid()}.tmp", tmp_path / ".a[b].1.tmp"
+    for half in (mine, others):
+        half.mkdir()
+        (half / "manifest.json").write_text("ha")
+    (tmp_path / ".ab.1.tmp").touch()  # of another place
+    write_folder(tmp_path / "a[b]", "manifest.json")
+    assert not (tmp_path / "a[b]/manifest.json").read_text()
+    assert not mine.exists()
+    (tmp_path / ".a[b].2.tmp").write_text("half")
+    remove_half_written(tmp_path / "a[b]")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".ab.1.tmp", "a[b]"]
 
 
 def test_a_folder_with_anything_else_in_it_stays(tmp_path: Path) -> None:

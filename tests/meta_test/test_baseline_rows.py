@@ -17,7 +17,7 @@ from stages.aggregate.cells import load_cell
 from stages.common.architectures import build
 from stages.common.dataset import ClassImages, Normalisation, View
 from stages.common.episodes import EpisodeIndex
-from stages.common.files import load_table, save_table, save_tensors
+from stages.common.files import load_table, save_json, save_table, save_tensors
 from stages.common.learner import Learner, adapt, initial_theta, save_learner
 from stages.common.pool import Teacher, TeacherInfo
 from stages.common.seeds import generator
@@ -26,7 +26,7 @@ from stages.interface import params
 from stages.interface.errors import BadInput
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA, origin, save_provenance
 from stages.meta_test import evaluate, linear_probe, pool_features
-from stages.meta_test.cell import save_cell, save_episodes
+from stages.meta_test.cell import runs_before, save_cell, save_episodes
 from stages.meta_test.episodes import RealEpisodes, Task, class_accuracy, fixed_tasks, right
 from stages.meta_test.evaluate import Row, Tasks
 from stages.meta_test.one_step import outputs
@@ -299,6 +299,16 @@ def test_a_fingerprint_is_that_of_the_episodes(pair: list[ClassImages]) -> None:
     assert moved.fingerprint not in (same, *others)
 
 
+def test_images_made_for_the_episodes_are_in_their_fingerprint() -> None:
+    """Two pools of one's own may lend classes of equal names and sizes: they are not paired."""
+    made = replace(_images("tiny", 0), dataset="none")
+    changed = [images.clone() for images in made.images]
+    changed[3][2, 5, 7, 1] += 1
+    tasks = fixed_tasks([made], "test", 6, 3, 2, 4)
+    found = [Tasks([replace(made, images=x)], tasks).fingerprint for x in (made.images, changed)]
+    assert found[0] != found[1]
+
+
 def test_support_and_query_share_no_image(pair: list[ClassImages]) -> None:
     for task in fixed_tasks(pair, "val", 40, 4, 3, 5):
         index = task.episode
@@ -396,6 +406,9 @@ def test_some_images_of_a_class_are_compared_of_real_ones_a_draw(tmp_path: Path)
     path = _synthetic(tmp_path / "synthetic.safetensors", pool, spoilt)
     assert similarity(path, pool, [data], _exact(4))["own"] == 1.0
     assert similarity(path, pool, [data], _exact(8))["own"] < 1.0
+    # Of fewer synthetic images than asked for, as many real ones.
+    few = {name: x[:4] for name, x in spoilt.items()}
+    assert similarity(_synthetic(path, pool, few), pool, [data], _exact(8))["own"] == 1.0
     # No real images of its classes, or one class, which is no one's neighbour: nothing to compare.
     assert similarity(path, pool, [_images("second", 0)], _exact(4)) is None
     lone = [_teacher(teacher_info(0, n_classes=1))]
@@ -477,7 +490,7 @@ def _save(
         rows,
         Tasks(pair, fixed_tasks(pair, "test", 6, 3, 2, 4)),
         content,
-        pool=folder / "pool",
+        made=runs_before(folder / "pool", learner, key, seed=0, budget="quick"),
         learner=learner,
         evaluation=folder / "evaluation",
         **shape,  # type: ignore[arg-type]
@@ -541,6 +554,39 @@ def test_the_command_names_what_was_changed(
     assert load_cell(path).command.endswith(
         " -S budget=quick -S seed=0 -S 'own_pool=my models' -S pretrain.pool_size=6 -S x.flag=true"
     )
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 1}, r"key: seed = 0: its meta_train was run with seed = 1; allowed: 1, or"),
+        (
+            {"params": {"n_query": 1, "budgets.paper.meta_train.n_iterations": 9}},
+            r"key: budget = 'quick': its meta_train was run with budget = 'paper'; allowed: paper",
+        ),
+    ],
+)
+@pytest.mark.parametrize("started", [True, False])
+def test_a_run_of_another_seed_or_budget_is_not_filed_under_the_cells(
+    other: dict[str, object], message: str, started: bool, tmp_path: Path
+) -> None:
+    """The names of pools and learners say neither, and `dvc repro -s` does not look at them."""
+    right = {"seed": 0, "params": {"n_query": 1, "budgets.quick.meta_train.n_iterations": 3}}
+    run = {"stage": "meta_train"} | right
+    save_json(tmp_path / "pool.provenance.json", right)
+    save_json(tmp_path / "learner.provenance.json", run)
+    given = (tmp_path / "pool", tmp_path / "learner", "key", 0, "quick")
+    assert [made["stage"] for made in runs_before(*given)] == ["pretrain", "meta_train"]
+    wrong = run | {"start": run | other} if started else run | other
+    save_json(tmp_path / "learner.provenance.json", wrong)
+    with pytest.raises(BadInput, match=message):
+        runs_before(*given)
+
+
+def test_a_pool_of_another_seed_is_not_filed_under_the_cells(tmp_path: Path) -> None:
+    save_json(tmp_path / "pool.provenance.json", {"seed": 2})
+    with pytest.raises(BadInput, match="its pretrain was run with seed = 2"):
+        runs_before(tmp_path / "pool", None, "key", 0, "quick")
 
 
 def test_an_adopted_pool_says_so(tmp_path: Path, rows: dict[str, Row]) -> None:

@@ -225,7 +225,14 @@ def test_the_bank_holds_what_the_teachers_say(tiny_pool: Path) -> None:
     logits = (whole[0] + whole[1]) / 2  # of an image and its mirror image
     assert torch.allclose(bank.logits.float(), logits, rtol=2e-3, atol=2e-3)
     assert bank.labels.tolist() == [-1] * 9 + [2, 3, 7] + [-1] * 24
-    assert bank.features.shape == (36, 4)
+    # Unit features, of the mirror image too, all teachers side by side, in their components.
+    with torch.no_grad():
+        units = [[F.normalize(t.net(seen).features) for seen in (x, x.flip(3))] for t in pool]
+    features = torch.cat([F.normalize(a + b) for a, b in units], 1)
+    expected = PrincipalComponents.of(features, 4)(features)
+    assert bank.features.shape == expected.shape == (36, 4)
+    signs = (bank.features.float() * expected).sum(0).sign()
+    assert torch.allclose(bank.features.float(), expected * signs, rtol=5e-3, atol=5e-3)
 
 
 def test_the_bank_is_made_at_the_largest_size_and_kept_at_the_learners(tiny_pool: Path) -> None:
@@ -552,6 +559,7 @@ def test_the_inversion_has_its_precision(tiny_pool: Path, tmp_path: Path) -> Non
         ("distill_procedural", 3 * 40, False),
         ("distill_inverted", 3 * 27, True),
         ("distill_noise", 3 * (40 + 27), True),
+        ("distill_no_prior", 3 * 27, True),
     ],
 )
 def test_an_ablation_lacks_its_ingredient(
@@ -562,6 +570,18 @@ def test_an_ablation_lacks_its_ingredient(
     assert bool(made.synthetic()) == inverted
     assert bool((made._bank.labels >= 0).any()) == inverted
     assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()
+
+
+def test_inversion_starts_where_the_method_says(tiny_pool: Path, tmp_path: Path) -> None:
+    """Noise has neighbours as unlike as any two pixels; a picture has not."""
+    roughness = {}
+    for method in ("distill", "distill_inverted", "distill_noise", "distill_no_prior"):
+        made = run(load_pool(tiny_pool), tmp_path / method, method)
+        images = torch.cat([images for images, _ in made.synthetic()])
+        roughness[method] = float(images.diff(dim=3).square().mean() / images.var())
+    from_pictures = max(roughness["distill"], roughness["distill_inverted"])
+    from_noise = min(roughness["distill_noise"], roughness["distill_no_prior"])
+    assert from_pictures < 0.5 < 1.5 < from_noise, roughness
 
 
 def test_teachers_of_any_form_are_distilled_together(tmp_path: Path) -> None:
@@ -610,7 +630,7 @@ def test_all_terms_are_zero_where_the_student_is_the_teacher() -> None:
 
 
 def test_the_student_sees_images_moved_and_the_teachers_do_not(
-    tiny_pool: Path, tmp_path: Path
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = run(load_pool(tiny_pool), tmp_path / "work")
     x = torch.randn(8, 3, 16, 16, generator=generator(0, "x"))
@@ -625,3 +645,14 @@ def test_the_student_sees_images_moved_and_the_teachers_do_not(
     ]
     for image in made._moved(x, 3).unbind():
         assert any(torch.equal(image, whole[i]) for whole in moves for i in range(8))
+    # A step moves the images, and compares with what the bank knows of them as they are.
+    given: list[Tensor] = []
+    terms = made._terms
+    monkeypatch.setattr(made, "_terms", lambda *all: given.extend(all) or terms(*all))
+    made.step(3)
+    stream = generator(0, "meta_train", "distill", "batch", 3)
+    drawn = torch.randint(len(made._bank.images), (16,), generator=stream)
+    plain = load_pool(tiny_pool)[0].info.view.of(made._bank.images[drawn])
+    assert torch.equal(given[0], made._moved(plain, 3))
+    assert not torch.equal(given[0], plain)
+    assert all(torch.equal(a, b[drawn]) for a, b in zip(given[1:], made._bank[1:], strict=True))

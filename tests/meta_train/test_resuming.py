@@ -163,6 +163,8 @@ def test_compiled_runs_resume_to_the_same_bytes_too(
     (work,) = (tmp_path / "cut").glob(".work/meta_train-*")
     (work / "snapshots").mkdir(exist_ok=True)
     (work / "snapshots" / ".iteration-000015.safetensors.1.tmp").write_text("half")
+    (tmp_path / "cut/.out.1.tmp").mkdir()
     process = _start(tmp_path / "cut", pool, pause=0, compiled="always")
     assert process.wait(timeout=300) == 0, process.communicate()
     assert _outputs(tmp_path / "cut") == _outputs(tmp_path / "whole")
+    assert not list((tmp_path / "cut").glob(".out.*"))

@@ -35,7 +35,8 @@ def test_every_row_works_alone(
     assert set(executed(output)) == {"check", "publish"} | stages
     metrics = json.loads((project.root / "reports/metrics.json").read_text())
     assert (metrics["method"], metrics["adaptation"]) == (method, row)
-    assert not stages or f"{POOL}-5shot-{method}" in output
+    table = (project.root / "reports/selected/table.md").read_text()
+    assert f"- `{POOL}-5shot-{method}`, seed 0: " in table
 
 
 def test_a_pool_without_a_data_set_goes_through(project: Project) -> None:
