@@ -34,6 +34,10 @@ def check(
     """Check all of params.yaml and that the selected cell exists."""
     given = params.load()
     check_cell(given)
+    if given.device.startswith("cuda"):
+        from stages.interface.device import resolve
+
+        resolve(given.device)
     with written_whole(out) as temporary:
         temporary.write_text("params.yaml passed `python -m stages.check`\n")
     typer.echo(f"params.yaml selects {cell_key(given)} at budget {given.budget}")

@@ -89,6 +89,7 @@ def report(
     others = _fill([*OURS.values(), *every_row(cells)], cells)
     check_place(out / "figures", "report")
     check_place(out / "report.html")
+    synthetic_pictures(cells)  # refused before anything is replaced
     with written_whole(out / "tables", "report") as folder:
         for sheet in (*paper, *others):
             _save_sheet(folder, sheet.name, sheet)

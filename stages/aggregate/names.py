@@ -39,6 +39,20 @@ METHODS = {
     "distill_no_labels": "Distilled Conv4-32, without labels and metric",
     "distill_no_metric": "Distilled Conv4-32, without metric",
 }
+# What these names and the paper's tables take for granted; a row of another value says so.
+STATED = {
+    "pretrain.pool_size": "auto",  # 13 teachers of 5 classes
+    "meta_train.eci.curriculum_weight": 10.0,
+    "meta_train.eci_lambda2.curriculum_weight": 2.0,
+    "meta_train.eci_lambda05.curriculum_weight": 0.5,
+    "meta_train.eci_pool2.n_teachers": 2,
+    "meta_train.eci_pool6.n_teachers": 6,
+    **{
+        f"meta_train.{method}.architecture": "conv4_64" if method == "distill_64" else "conv4"
+        for method in METHODS
+        if method.startswith("distill")
+    },
+}
 DATA_BASED = {
     "maml_dagger": "MAML†",
     "real_maml": "MAML",

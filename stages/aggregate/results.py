@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from stages.aggregate.cells import KEY_PARTS, Cell, cell_key, print_order
-from stages.aggregate.names import PURER, marked, row_name, row_order
+from stages.aggregate.names import PURER, STATED, marked, row_name, row_order
 from stages.interface.errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,17 +42,18 @@ class Result:
     n_episodes: int
     protocol: str
     data_used: str
-    changed: str  # parameters that were not as committed, e.g. "n_query = 5"
+    changed: str  # parameters not as committed, or as its name states; e.g. "n_query = 5"
     published: float | None
     published_ci95: float | None
     difference: float | None  # this row minus PURER, paired by episode and seed
     difference_ci95: float | None
+    difference_seed: str | None  # those that both have
     n_seeds: int
     seed_std: float | None  # over seeds
     seed: str
     commit: str
     hardware: str
-    minutes: float  # of all stages, the pool's too; mean over seeds
+    minutes: float  # of all stages but split and pseudo, the pool's too; mean over seeds
 
 
 def results(cells: Iterable[Cell]) -> list[Result]:
@@ -99,7 +100,13 @@ def frame(rows: Sequence[Result]) -> pd.DataFrame:
     """The long table, with all its columns even if it is empty."""
     import pandas as pd
 
-    kinds = {"str": "string", "int": "int64", "float": "float64", "float | None": "float64"}
+    kinds = {
+        "str": "string",
+        "str | None": "string",
+        "int": "int64",
+        "float": "float64",
+        "float | None": "float64",
+    }
     table = pd.DataFrame([asdict(row) for row in rows], columns=[f.name for f in fields(Result)])
     return table.astype({field.name: kinds[str(field.type)] for field in fields(Result)})
 
@@ -162,12 +169,13 @@ def _by_key(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return groups
 
 
-def _changed(found: Sequence[Cell]) -> str:
+def _changed(found: Sequence[Cell], elsewhere: Iterable[Cell]) -> str:
     """E.g. 'meta_train.eci.curriculum_weight = 2, n_query = 5', with the seeds if not of all.
 
-    What differed from the commit of a run, and what differs between the seeds: another commit may
-    hold another value. Of such a key the value of every seed whose file has it is said: what
-    differed from the commit of one may have been committed when the next was run.
+    What differed from the commit of a run or is not as names state, and what differs between the
+    seeds: another commit may hold another value. Of such a key the value of every seed whose file
+    has it is said: what differed from the commit of one may have been committed when the next was
+    run. So it may be where `elsewhere`, the row at other numbers of shots, had the same value.
     """
     read = [(str(cell.seed), cell.changed, cell.params) for cell in found]
     seeds: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -177,7 +185,18 @@ def _changed(found: Sequence[Cell]) -> str:
             if value is not None:
                 seeds[key][value].append(seed)
     differing = {key for _, changed, _ in read for key in changed}
-    said = sorted(key for key in seeds if key in differing or len(seeds[key]) > 1)
+    there = {
+        (key, value_of(cell.params, key) or str(value))
+        for cell in elsewhere
+        for key, value in cell.changed.items()
+    }
+    said = sorted(
+        key
+        for key, of in seeds.items()
+        if key in differing
+        or len(of) > 1
+        or any((key, value) in there or value != str(STATED.get(key, value)) for value in of)
+    )
     return ", ".join(f"{key} = {_by_seed(seeds[key], len(found))}" for key in said)
 
 
@@ -205,6 +224,12 @@ def _by_seed(values: Mapping[str, Sequence[str]], n_seeds: int) -> str:
 def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]) -> Result:
     found = [cell for cell in found if row in cell.rows]
     first = found[0]
+    elsewhere = [
+        cell
+        for cells in seeds.values()
+        for cell in cells
+        if (cell.task, cell.method) == (first.task, first.method) and cell.n_shot != first.n_shot
+    ]
     ours = {cell.seed: cell.percent(row) for cell in found}
     method, adaptation = PURER
     purer = seeds.get(cell_key(*first.task, first.n_shot, method), ())
@@ -213,6 +238,7 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
     episodes = np.mean(list(ours.values()), axis=0)
     paper, paper_ci95 = published(first.key, row) or (None, None)
     difference, difference_ci95 = paired_difference(ours, reference) or (None, None)
+    common = [str(seed) for seed in ours if seed in reference]
     runs = [run for cell in found for run in cell.provenance]
     return Result(
         key=first.key,
@@ -228,11 +254,12 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
         n_episodes=first.n_episodes,
         protocol=_all(cell.rows[row].protocol for cell in found),
         data_used=_all(cell.data_used for cell in found),
-        changed=_changed(found),
+        changed=_changed(found, elsewhere),
         published=paper,
         published_ci95=paper_ci95,
         difference=difference,
         difference_ci95=difference_ci95,
+        difference_seed=" / ".join(common) if common else None,
         n_seeds=len(found),
         seed_std=float(np.std(of_seeds, ddof=1)) if len(found) > 1 else None,
         seed=_all(str(cell.seed) for cell in found),

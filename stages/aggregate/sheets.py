@@ -188,7 +188,8 @@ def _difference_text(result: Result) -> str:
         return "reference"
     if result.difference is None or result.difference_ci95 is None:
         return _NONE
-    return f"{_signed(result.difference)} ± {result.difference_ci95:.2f}"
+    known = "" if result.difference_seed == result.seed else f" (seed {result.difference_seed})"
+    return f"{_signed(result.difference)} ± {result.difference_ci95:.2f}{known}"
 
 
 def _with_interval(accuracy: float, ci95: float | None) -> str:

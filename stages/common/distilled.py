@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from stages.common.architectures import Output, build
+from stages.common.records import EXACT
 
 N_COMMON = 2  # leading directions of all images: about their mean, and how they differ most
+BLOCK = Field(pattern="^(features|projection|log_ratios)$")
 
 
 @dataclass(frozen=True)
 class DistilledForm:
     """What a distilled learner's file says of its network, besides architecture and size."""
 
-    heads: tuple[int, ...]  # outputs of each teacher
-    n_components: int
-    readout: tuple[str, ...]  # which of the blocks below, side by side
+    __pydantic_config__ = EXACT
+
+    heads: tuple[PositiveInt, ...]  # outputs of each teacher
+    n_components: PositiveInt
+    readout: tuple[Annotated[str, BLOCK], ...]  # which of the blocks below, side by side
     mirror: bool  # an image is read together with its mirror image
-    n_directions: int = 0  # that the readout's metric changes; 0: there is none
+    n_directions: NonNegativeInt = 0  # that the readout's metric changes; 0: there is none
 
 
 class ReadoutMetric(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -24,6 +25,7 @@ from stages.common.dataset import Normalisation, View
 from stages.common.distilled import Distilled, DistilledForm
 from stages.common.files import load_tensors, save_tensors
 from stages.common.pool import TeacherInfo, check_fits
+from stages.common.records import EXACT, Deviations, Triple, record
 from stages.interface.errors import BadInput
 
 Theta = dict[str, Tensor]
@@ -33,14 +35,16 @@ Theta = dict[str, Tensor]
 class LearnerInfo:
     """What a learner's file says of it besides its weights."""
 
+    __pydantic_config__ = EXACT
+
     architecture: str
-    n_way: int
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    n_way: PositiveInt
+    image_size: PositiveInt
+    mean: Triple
+    std: Deviations
     method: str
     meta_learner: str  # how it was trained to adapt: maml, anil, protonet; none: not at all
-    iteration: int
+    iteration: NonNegativeInt
     distilled: DistilledForm | None = None
     class_names: tuple[tuple[str, ...], ...] = ()  # of the teachers it learned from, of each
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of its making, once exported
@@ -161,16 +165,22 @@ def adapt(
 
 
 def snapshots(folder: Path) -> list[Path]:
-    """The snapshots of a learner's folder, by iteration.
+    """The snapshots of a learner's folder, by iteration; what else is called alike is none.
 
     Raises BadInput if there are none.
     """
-    paths = sorted((folder / "snapshots").glob("iteration-*.safetensors"))
-    if not paths:
+    paths = (folder / "snapshots").glob("iteration-*.safetensors")
+    found = {iteration_of(path): path for path in paths if path.stem.partition("-")[2].isdecimal()}
+    if not found:
         raise BadInput(
             f"{folder}: no snapshots/iteration-*.safetensors: not a learner; meta_train makes one"
         )
-    return paths
+    return [found[iteration] for iteration in sorted(found)]
+
+
+def iteration_of(snapshot: Path) -> int:
+    """After which iteration it was taken, as its file's name says."""
+    return int(snapshot.stem.partition("-")[2])
 
 
 def save_learner(path: Path, theta: Mapping[str, Tensor], info: LearnerInfo) -> None:
@@ -183,7 +193,7 @@ def load_learner(path: Path, device: str = "cpu") -> tuple[Learner, Theta, Learn
     Raises BadInput for a file that is missing, truncated, foreign or of another architecture.
     """
     tensors, metadata = load_tensors(path)
-    info = _info(metadata, path)
+    info = record(LearnerInfo, metadata, path, "a learner")
     if info.architecture not in ARCHITECTURES:
         raise BadInput(
             f"{path}: architecture = {info.architecture!r}: allowed: {', '.join(ARCHITECTURES)}"
@@ -192,20 +202,3 @@ def load_learner(path: Path, device: str = "cpu") -> tuple[Learner, Theta, Learn
     check_fits(learner._batch, tensors, path)
     theta = {name: channels_last(t.to(device)) for name, t in sorted(tensors.items())}
     return learner, theta, info
-
-
-def _info(metadata: dict[str, Any], path: Path) -> LearnerInfo:
-    values = {name: _frozen(value) for name, value in metadata.items()}
-    try:
-        if values.get("distilled") is not None:
-            values["distilled"] = DistilledForm(
-                **{name: _frozen(value) for name, value in values["distilled"].items()}
-            )
-        return LearnerInfo(**values)
-    except (TypeError, AttributeError):
-        raise BadInput(f"{path}: not a learner (its metadata has {sorted(metadata)})") from None
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as tuples, whatever is in them."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

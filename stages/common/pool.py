@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from stages.common.dataset import Normalisation, View
 from stages.common.files import KINDS, load_json, load_tensors, save_json, save_tensors
 from stages.common.networks import build_network, check_trusted, own_module
+from stages.common.records import EXACT, Deviations, Triple, record
 from stages.interface.errors import BadInput
 
 MANIFEST, FILES = KINDS["pool"]
@@ -23,15 +25,19 @@ MANIFEST, FILES = KINDS["pool"]
 class TeacherInfo:
     """One row of the manifest."""
 
+    __pydantic_config__ = EXACT
+
     file: str
     architecture: str  # a name that stages/common/networks.py knows
-    n_outputs: int  # may exceed the number of classes: the last teacher of a pool (METHODS 1.5)
+    n_outputs: (
+        PositiveInt  # may exceed the number of classes: the last teacher of a pool (METHODS 1.5)
+    )
     dataset: str
     class_ids: tuple[int, ...]  # output j stands for class_ids[j]
     class_names: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: PositiveInt
+    mean: Triple
+    std: Deviations
     val_accuracy: float | None  # percent, on the held-out part of its own classes; None: unknown
     epoch: int | None  # the chosen one; None: unknown
     n_parameters: int
@@ -83,7 +89,11 @@ def load_manifest(folder: Path) -> list[TeacherInfo]:
     rows = content.get("teachers") if isinstance(content, dict) else None
     if not rows or not isinstance(rows, list):
         raise BadInput(f'{folder / MANIFEST}: lists no teachers: allowed: {{"teachers": [...]}}')
-    return [_info(row, folder / MANIFEST) for row in rows]
+    infos = [_info(row, folder / MANIFEST) for row in rows]
+    twice = [file for file, n in Counter(info.file for info in infos).items() if n > 1]
+    if twice:
+        raise BadInput(f"{folder / MANIFEST}: lists {twice[0]} twice: allowed: once")
+    return infos
 
 
 def load_pool(folder: Path, device: str = "cpu") -> list[Teacher]:
@@ -120,10 +130,15 @@ def load_teacher(folder: Path, info: TeacherInfo, device: str = "cpu") -> Teache
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """`load_state_dict` that refuses as `check_fits` does, and numbers that are not finite."""
     check_fits(net, tensors, path)
+    check_finite(tensors, path)
+    net.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise BadInput if a tensor of `path` holds a number that is none."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise BadInput(f"{path}: {name} holds numbers that are not finite")
-    net.load_state_dict(dict(tensors))
 
 
 def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -142,41 +157,17 @@ def check_fits(net: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
 
 
 def _info(row: Any, path: Path) -> TeacherInfo:
-    if not isinstance(row, dict):
-        raise BadInput(f"{path}: a teacher is {row!r}: allowed: an object of its metadata")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    try:
-        info = TeacherInfo(**values)
-        whole = _whole(info)
-    except TypeError:
-        whole = False
-    if not whole:
-        raise BadInput(f"{path}: not a teacher of a pool (its metadata has {sorted(row)})")
+    info = record(TeacherInfo, row, path, "a teacher of a pool")
     if not fnmatch(info.file, FILES) or Path(info.file).name != info.file:
         raise BadInput(f"{path}: file = {info.file!r}: allowed: {FILES}, in the pool's folder")
-    if not all(map(math.isfinite, (*info.mean, *info.std))) or not all(s > 0 for s in info.std):
-        raise BadInput(
-            f"{path}: mean = {info.mean}, std = {info.std}: allowed: numbers, deviations above 0"
-        )
     if not 0 < len(info.class_names) <= info.n_outputs:
         raise BadInput(
             f"{path}: {len(info.class_names)} classes for {info.n_outputs} outputs: allowed: 1 to"
             " as many as outputs"
         )
+    if len(info.class_ids) != len(info.class_names):
+        raise BadInput(
+            f"{path}: {len(info.class_ids)} class_ids for {len(info.class_names)} class_names:"
+            " allowed: equally many"
+        )
     return info
-
-
-def _whole(info: TeacherInfo) -> bool:
-    """Whether values are of their kinds. Raises TypeError for a number in the place of a list."""
-    words = (info.file, info.architecture, info.dataset, *info.class_names)
-    counts = (info.n_outputs, info.image_size)
-    numbers = (*info.mean, *info.std)
-    return (
-        all(isinstance(word, str) for word in words)
-        and all(isinstance(n, int) and n > 0 for n in counts)
-        and all(isinstance(n, int) for n in info.class_ids)
-        and all(isinstance(n, int | float) for n in numbers)
-        and len(info.mean) == len(info.std) == 3
-        and len(info.class_ids) == len(info.class_names)
-        and isinstance(info.arguments, dict)
-    )

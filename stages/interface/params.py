@@ -50,7 +50,7 @@ class Params(Section):
 
     scenario: Literal["ss", "sh", "mh"]
     dataset: str
-    own_pool: str
+    own_pool: str = Field(min_length=1)
     n_way: int = Field(ge=2)
     n_shot: PositiveInt
     n_query: PositiveInt

@@ -30,12 +30,15 @@ Moments = tuple[Tensor, Tensor]  # mean and biased variance of each channel, (c,
 N_IMAGES = 256
 CHUNK = 32  # images at once
 DEAD = 1e-3  # spread of a probability over all images, below which a teacher is dead
-# Another normalisation is named where the manifest's misfit is above MISFIT and the other's below
-# half of it. Measured on 13 Conv4 teachers of CIFAR-FS: with "cifar", the right one, 0.06 to 0.22;
-# "imagenet" 0.1 to 0.6, noticed in 8 of them; "quarter" 0.03 to 0.26, in none; "half", "unit" and
-# "bytes" 0.9 and more, in all. The first three are near each other: one may be named for another.
+# Another normalisation is named where the manifest's misfit is above MISFIT, the other's below half
+# of it and below FITS: where none fits (X-rays, scans, digits), the images are unlike procedural
+# ones, and nothing is known of the normalisation. Measured on 13 Conv4 teachers of CIFAR-FS: with
+# "cifar", the right one, 0.06 to 0.22; "imagenet" 0.1 to 0.6, noticed in 8 of them; "quarter" 0.03
+# to 0.26, in none; "half", "unit" and "bytes" 0.9 and more, in all. The first three are near each
+# other: one may be named for another.
 MISFIT = 0.2
 BETTER = 0.5
+FITS = 0.3
 NORMALISATIONS = {
     "imagenet": IMAGENET,
     "cifar": Normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -132,7 +135,7 @@ def _better_normalisation(teacher: Teacher, images: Tensor, moments: Moments) ->
         assert seen is not None
         others[name] = misfit(teacher, seen)
     best = min(others, key=lambda name: others[name])
-    if others[best] > BETTER * own:
+    if others[best] > min(FITS, BETTER * own):
         return None
     wanted = NORMALISATIONS[best]
     return (

@@ -70,7 +70,8 @@ def add_teacher(
     Raises BadInput for whatever does not fit together; the pool is then as it was.
     """
     start = time.monotonic()
-    folder, outputs = Path(folder), n_outputs or len(class_names)
+    folder = Path(folder)
+    outputs = len(class_names) if n_outputs is None else n_outputs
     _check_description(dataset, class_names, outputs, image_size, mean, std, source)
     kept_arguments = _as_json(arguments or {}, source)
     try:

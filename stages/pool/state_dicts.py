@@ -58,7 +58,7 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
         if found.keys() <= {""}:
             raise BadInput(f"key = {key!r}: {path} has no keys with a state dict")
         check_name(f"{path}: key", key, found)
-        return found[key]
+        return _plain(found[key], path)
     if not found:
         raise BadInput(f"{path}: {_instead(content)}: allowed: a state dict of tensors")
     if len(found) > 1:
@@ -66,7 +66,16 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
             f"{path}: holds several state dicts: {first_of(found, 5)}; say which with --key, as"
             f" --key {next(iter(found))}"
         )
-    return next(iter(found.values()))
+    return _plain(next(iter(found.values())), path)
+
+
+def _plain(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`state`, if its tensors are numbers side by side: safetensors and networks know no others."""
+    for name, tensor in state.items():
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else tensor.layout
+        if kind is not torch.strided:
+            raise BadInput(f"{path}: {name} is a tensor of kind {kind}: allowed: dense ones")
+    return state
 
 
 def _state_dicts(content: Any, key: str = "") -> dict[str, dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pyarrow import ArrowException
 
 from stages.interface.errors import BadInput
@@ -70,7 +70,11 @@ def _read_folder(folder: Path, names: set[str], source: Path) -> Classes:
         layouts = "; ".join(layout.name for layout in LAYOUTS)
         raise BadInput(f"{source}: no known layout of this data set there; known: {layouts}")
     layout, root = match
-    return layout.read(root, names)
+    try:
+        return layout.read(root, names)
+    except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+        kind = type(error).__name__
+        raise BadInput(f"{root}: damaged, or not {layout.name}: {kind}: {error}") from None
 
 
 def _match(folder: Path, names: set[str]) -> tuple[Layout, Path] | None:
@@ -203,7 +207,11 @@ def _hub_columns(schema: Any, names: set[str], file: Path) -> tuple[str, str, li
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = described.get("info", {}).get("features", {})
     image = [n for n in schema.names if str(schema.field(n).type).startswith("struct<bytes")]
-    label = [n for n, f in features.items() if names & set(f.get("names") or ())]
+    label = [
+        n
+        for n, f in features.items()
+        if isinstance(f, dict) and names & {*map(str, f.get("names") or ())}
+    ]
     if len(image) != 1 or len(label) != 1:
         raise BadInput(
             f"{file}: expected one image column (struct<bytes, path>) and one label column whose"
@@ -315,7 +323,7 @@ def _decode(encoded: bytes, name: str) -> Images:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever Pillow makes of a broken file
         raise BadInput(f"{name}: not a readable image: {error}") from None
 
 

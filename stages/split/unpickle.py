@@ -47,5 +47,5 @@ def load_arrays(path: Path) -> Any:
         raise BadInput(
             f"{path}: refused: {error}; only arrays, strings, lists and dicts are admitted"
         ) from None
-    except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever a broken one makes of its reader
         raise BadInput(f"{path}: damaged pickle: {error or 'it ends too early'}") from None

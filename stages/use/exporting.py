@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from stages.common.files import METADATA_KEY, load_json, metadata_of, open_tensors, written_whole
-from stages.common.learner import Learner, LearnerInfo, Theta, load_learner, save_learner, snapshots
+from stages.common.learner import (
+    Learner,
+    LearnerInfo,
+    Theta,
+    iteration_of,
+    load_learner,
+    save_learner,
+    snapshots,
+)
+from stages.common.pool import check_finite
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.interface.provenance import provenance_of, runs_behind
@@ -29,9 +38,9 @@ def chosen_snapshot(folder: Path, iteration: int | None) -> Path:
     paths = snapshots(folder)
     if iteration is None:
         return paths[-1]
-    found = [path for path in paths if int(path.stem.partition("-")[2]) == iteration]
+    found = [path for path in paths if iteration_of(path) == iteration]
     if not found:
-        there = ", ".join(str(int(path.stem.partition("-")[2])) for path in paths)
+        there = ", ".join(str(iteration_of(path)) for path in paths)
         raise BadInput(f"{folder}: no snapshot after {iteration} iterations; there are: {there}")
     return found[0]
 
@@ -44,8 +53,8 @@ def selected_iteration(cell: Path, folder: Path) -> int:
     content = load_json(cell)
     try:
         chosen = int(content["rows"]["nearest_class_mean"]["snapshot"])
-        runs = content["provenance"]
-    except (KeyError, TypeError):
+        runs = list(content["provenance"])
+    except (KeyError, TypeError, ValueError):
         raise BadInput(f"{cell}: not the file of a learner's cell") from None
     if runs_behind(folder.absolute())[-1] not in runs:
         raise BadInput(f"{cell}: its snapshot was chosen among those of another run than {folder}")
@@ -92,8 +101,12 @@ def provenance_beside(snapshot: Path) -> dict[str, Any]:
 
 
 def export_safetensors(snapshot: Path, out: Path) -> LearnerInfo:
-    """Copy the snapshot to `out`, with the provenance that stands beside its folder."""
+    """Copy the snapshot to `out`, with the provenance that stands beside its folder.
+
+    Raises BadInput for one that diverged.
+    """
     _, theta, info = load_learner(snapshot)
+    check_finite(theta, snapshot)
     info = replace(info, provenance=provenance_beside(snapshot))
     save_learner(out, theta, info)
     return info

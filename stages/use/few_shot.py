@@ -24,6 +24,7 @@ from torch import Tensor
 from stages.common.architectures import batch_moments, channels_last
 from stages.common.learner import Learner, LearnerInfo, Theta
 from stages.common.learner import load_learner as _load
+from stages.common.pool import check_finite
 from stages.interface.device import resolve
 from stages.interface.errors import BadInput
 from stages.use.images import many, stack
@@ -40,11 +41,13 @@ def load_learner(path: str | Path, device: str | torch.device = "cpu") -> FewSho
 
     `device`: cpu, cuda, cuda:1, or auto, which is cuda where there is one.
 
-    Raises BadInput for a file that is missing, truncated, or no learner's, and for a device that
-    is not there.
+    Raises BadInput for a file that is missing, truncated, or no learner's, for a learner that
+    diverged, and for a device that is not there.
     """
     device = resolve(str(device))
-    return FewShotLearner(*_load(Path(path), device), device)
+    learner, theta, info = _load(Path(path), device)
+    check_finite(theta, Path(path))
+    return FewShotLearner(learner, theta, info, device)
 
 
 class FewShotLearner:

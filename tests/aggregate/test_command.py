@@ -83,6 +83,18 @@ def test_pictures_of_the_very_run_are_kept(project: Path) -> None:
     assert "Synthetic images (figure 5)" in Path("elsewhere/report.html").read_text()
 
 
+def test_a_picture_that_is_none_is_refused_before_anything_is_replaced(project: Path) -> None:
+    write_cell(project, CELL)
+    run("report", "--budget", "quick")
+    write_cell(project, CELL, 1)
+    kept = Path("reports/quick/seed-1/pictures") / f"{CELL}.png"
+    kept.parent.mkdir()
+    kept.write_text("no picture")
+    before = {p: p.read_bytes() for p in Path("reports/quick").rglob("*") if p.is_file()}
+    assert f"{kept}: not a PNG file" in run("report", "--budget", "quick", code=2)
+    assert before == {p: p.read_bytes() for p in Path("reports/quick").rglob("*") if p.is_file()}
+
+
 def test_report_needs_a_cell(project: Path) -> None:
     refusal = run("report", "--budget", "quick", "--out", "reports/quick", code=2)
     assert "no cell" in refusal

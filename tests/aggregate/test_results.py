@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from stages.aggregate.cells import Cell, load_cell
 from stages.aggregate.figures import save_accuracies
 from stages.aggregate.layouts import PAPER, cells_of
+from stages.aggregate.names import STATED
 from stages.aggregate.results import (
     PUBLISHED,
     Result,
@@ -22,7 +23,9 @@ from stages.aggregate.results import (
     row_label,
 )
 from stages.interface.errors import BadInput
+from stages.interface.provenance import flat
 from tests.aggregate.fakes import fake_cell, row_of, write_cell
+from tests.conftest import ROOT
 
 ECI, EI = "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-ei"
 
@@ -205,6 +208,39 @@ def test_what_was_committed_after_one_seed_is_said_of_all(tmp_path: Path) -> Non
         cells.append(load_cell(write_cell(tmp_path, ECI, seed, provenance=runs)))
     what = "meta_train.eci.curriculum_weight = 2.0"
     assert {result.changed for result in results(cells)} == {what}
+
+
+def test_what_was_committed_after_the_other_number_of_shots_is_said_of_both(tmp_path: Path) -> None:
+    """The same value: else the label would say that one of them was as committed before."""
+    weight = {"meta_train.eci.curriculum_weight": 2.0}
+    cells = []
+    for key, changed, params in (
+        (ECI, {"meta_train.eci.curriculum_weight": 2}, weight),  # as somebody wrote it
+        (ECI.replace("1shot", "5shot"), {}, weight),
+        (ECI.replace("1shot", "10shot"), {}, {"meta_train.eci.curriculum_weight": 10.0}),
+    ):
+        runs = fake_cell(key)["provenance"]
+        runs[1] |= {"params": params, "changed_params": changed}
+        cells.append(load_cell(write_cell(tmp_path, key, provenance=runs)))
+    found = {result.n_shot: result.changed for result in results(cells)}
+    what = "meta_train.eci.curriculum_weight = 2.0"
+    assert found == {1: what, 5: what, 10: ""}
+
+
+def test_what_a_name_states_is_so_or_the_row_says_what_is(tmp_path: Path) -> None:
+    """Table 7 calls a row λ = 10, whatever somebody has committed."""
+    params = {"meta_train.eci.curriculum_weight": 2.0}
+    pools = {"pretrain.pool_size": 4}
+    runs = fake_cell(ECI)["provenance"]
+    runs[0]["params"], runs[1]["params"] = pools, params
+    cell = load_cell(write_cell(tmp_path, ECI, provenance=runs))
+    what = "meta_train.eci.curriculum_weight = 2.0, pretrain.pool_size = 4"
+    assert {result.changed for result in results([cell])} == {what}
+
+
+def test_what_names_state_is_what_params_yaml_says() -> None:
+    committed = flat(YAML(typ="safe").load(ROOT / "params.yaml"))
+    assert {key: committed[key] for key in STATED} == STATED
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

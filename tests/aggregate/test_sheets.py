@@ -91,6 +91,17 @@ def test_seeds_show_their_spread(tmp_path: Path) -> None:
     assert len(lines_of(text, f"- `{key}`, seed")) == 3
 
 
+def test_a_difference_of_fewer_seeds_than_the_row_says_of_which(tmp_path: Path) -> None:
+    cells = load(tmp_path, "ss-cifar_fs-5way-1shot-random", seeds=(0, 1, 2))
+    cells += load(tmp_path, "ss-cifar_fs-5way-1shot-eci", seeds=(0, 2))
+    text = markdown(filled(PAPER["table_1"], cells))
+    (ours,) = [r for r in results(cells) if (r.method, r.adaptation) == ("random", "one_step")]
+    assert ours.difference_seed == "0 / 2"
+    assert f"{ours.difference_ci95:.2f} (seed 0 / 2) |" in text
+    cells = load(tmp_path / "b", "ss-cifar_fs-5way-1shot-random", "ss-cifar_fs-5way-1shot-eci")
+    assert "(seed" not in markdown(filled(PAPER["table_1"], cells))
+
+
 def test_a_row_run_with_other_parameters_says_so(tmp_path: Path) -> None:
     cells = load(tmp_path, "ss-cifar_fs-5way-1shot-eci", "ss-cifar_fs-5way-1shot-random")
     run = (

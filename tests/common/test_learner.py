@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +12,15 @@ from safetensors.torch import load_file
 from stages.common import learner as learner_module
 from stages.common.architectures import batch_moments
 from stages.common.episodes import Episode
+from stages.common.files import save_tensors
 from stages.common.learner import (
     Learner,
     adapt,
     initial_theta,
+    iteration_of,
     load_learner,
     save_learner,
+    snapshots,
 )
 from stages.common.meta_learners import outer_loss
 from stages.common.seeds import generator
@@ -130,6 +135,39 @@ def test_a_saved_learner_loads_and_foreign_files_are_refused(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BadInput, match="not a whole safetensors file"):
         load_learner(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_way": "x"},
+        {"n_way": 0},
+        {"image_size": "16"},
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5, -1.0)},
+        {"iteration": None},
+        {"class_names": ("a", "b")},
+        {"distilled": {"heads": ("a",), "n_components": 4, "readout": (), "mirror": True}},
+        {"distilled": {"heads": (3,), "n_components": 4, "readout": ("z",), "mirror": True}},
+        {"colour": "blue"},
+    ],
+)
+def test_a_learner_of_odd_metadata_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "learner.safetensors"
+    theta = initial_theta("conv4", 3, 16, generator(0, "x"))
+    save_tensors(path, theta, asdict(INFO) | changes)
+    with pytest.raises(
+        BadInput, match=f"learner.safetensors: not a learner: {next(iter(changes))}"
+    ):
+        load_learner(path)
+
+
+def test_snapshots_are_in_the_order_of_iterations_and_others_are_none(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    for name in ("500000", "1000000", "000007", "best", "7x", ""):
+        (tmp_path / f"snapshots/iteration-{name}.safetensors").touch()
+    found = [iteration_of(path) for path in snapshots(tmp_path)]
+    assert found == [7, 500_000, 1_000_000]
 
 
 def test_a_diverged_learner_loads(tmp_path: Path) -> None:

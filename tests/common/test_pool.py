@@ -85,17 +85,41 @@ def test_a_teacher_that_is_none_is_one_sentence(row: object, tiny_pool: Path) ->
         {"image_size": 16.5},
         {"class_ids": 3},
         {"class_ids": ["a", "b", "c"]},
-        {"class_names": ["a"]},
+        {"class_names": "abc"},
         {"mean": [0.5]},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"mean": [0.5, 0.5, 10**400]},
         {"std": "half"},
+        {"std": [0.5, 0.5, 0]},
+        {"val_accuracy": "high"},
+        {"epoch": 1.5},
         {"arguments": [1]},
+        {"colour": "blue"},
     ],
 )
 def test_values_of_another_kind_are_refused(changes: dict[str, object], tiny_pool: Path) -> None:
     content = json.loads((tiny_pool / MANIFEST).read_text())
     content["teachers"][0] |= changes
     (tiny_pool / MANIFEST).write_text(json.dumps(content))
-    with pytest.raises(BadInput, match="not a teacher of a pool"):
+    with pytest.raises(BadInput, match=f"not a teacher of a pool: {next(iter(changes))}"):
+        load_pool(tiny_pool)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"class_names": ["a"]}, "3 class_ids for 1 class_names: allowed: equally many"),
+        ({"class_names": list("abcd")}, "4 classes for 3 outputs: allowed: 1 to as many"),
+        ({"file": "teacher-01.safetensors"}, "lists teacher-01.safetensors twice: allowed: once"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    row: dict[str, object], message: str, tiny_pool: Path
+) -> None:
+    content = json.loads((tiny_pool / MANIFEST).read_text())
+    content["teachers"][0] |= row
+    (tiny_pool / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=message):
         load_pool(tiny_pool)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
-from stages.check import cell_key, check_cell, check_own_pool
+from stages.check import app, cell_key, check_cell, check_own_pool
 from stages.common.pool import load_manifest, save_manifest
 from stages.interface import params
 from stages.interface.errors import BadInput
@@ -69,6 +70,7 @@ def edited(tmp_path: Path):
         ("budget", "papr", r'budget = \'papr\': allowed: quick.* \(did you mean "paper"'),
         ("seed", -1, r"seed = -1: input should be greater than or equal to 0"),
         ("device", "gpu", r"device = 'gpu': .*auto\|cpu\|cuda"),
+        ("own_pool", "", r"own_pool = '': string should have at least 1 character"),
         ("metod", "ei", r'metod: unknown key \(did you mean "method"\?\); allowed here: scenario'),
         ("meta_train.eci.lambda", 1, r"meta_train.eci.lambda: unknown key.*curriculum_weight"),
         ("budgets.quick.pretrain.epoch", 1, r"budgets.quick.pretrain.epoch: unknown key .*epochs"),
@@ -241,6 +243,17 @@ def test_both_data_sets_of_a_pair_must_be_large_enough(edited) -> None:
     path.write_text(path.read_text().replace("scenario: ss", "scenario: mh"))
     with pytest.raises(BadInput, match="data sets of scenario mh there: cifar_fs, glyphs"):
         check_cell(params.load(path))
+
+
+def test_a_device_that_is_not_there_is_refused_first(
+    edited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited("device", "cuda:99")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app)
+    assert result.exit_code == 2
+    assert "device = 'cuda:99': this machine has" in result.output
+    assert not (tmp_path / "reports").exists()
 
 
 def test_an_own_pool_of_too_few_classes_is_refused_first(edited, tiny_pool: Path) -> None:

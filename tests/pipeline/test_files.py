@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,20 @@ def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path:
         cells_of(layout)
     )
     assert cells_of(layout) <= set(CELLS)
+
+
+def test_what_is_installed_has_every_file_that_is_read() -> None:
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    kept = {
+        path
+        for package, patterns in packaged["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    for path in (ROOT / "stages").rglob("*"):
+        pipeline = path.name in ("dvc.yaml", "dvc.lock", ".gitignore")  # of the project's folder
+        if path.is_file() and path.suffix not in (".py", ".pyc") and not pipeline:
+            assert path in kept
 
 
 def test_the_grid_stays_small() -> None:

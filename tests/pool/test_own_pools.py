@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +77,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def trained(net: nn.Module, normalisation: str = "imagenet") -> nn.Module:
-    """`net` with BatchNorm statistics of procedural images."""
+def trained(
+    net: nn.Module,
+    normalisation: str = "imagenet",
+    look: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+) -> nn.Module:
+    """`net` with BatchNorm statistics of procedural images, or of such that `look` otherwise."""
     for _, layer in bn_layers(net.train()):
         layer.momentum = 0.5  # twenty batches are enough to forget the start
-    images = procedural_images(128, 32, generator(0, "seen"))
+    images = look(procedural_images(128, 32, generator(0, "seen")))
     with torch.no_grad():
         for _ in range(20):
             net(NORMALISATIONS[normalisation].apply(images).contiguous())
@@ -718,6 +723,13 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     torch.save(state, folder / "whole.pt")
     whole = (folder / "whole.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    odd = {
+        "sparse": state["head.weight"].to_sparse(),
+        "meta": state["head.weight"].to("meta"),
+        "quantized": torch.quantize_per_tensor(state["head.weight"], 0.1, 0, torch.qint8),
+    }
+    for kind, tensor in odd.items():
+        torch.save(state | {"head.weight": tensor}, folder / f"{kind}.pt")
     save_file(state, folder / "whole.safetensors")
     whole = (folder / "whole.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -740,6 +752,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
         ("numbered.pt", "the name 0 is a int: allowed: a state dict"),
         ("list.pt", "holds a list"),
         ("empty.pt", "holds nothing"),
+        ("sparse.pt", "head.weight is a tensor of kind torch.sparse_coo: allowed: dense ones"),
+        ("meta.pt", "head.weight is a tensor of kind meta: allowed: dense ones"),
+        ("quantized.pt", "head.weight is a tensor of kind quantized: allowed: dense ones"),
         ("truncated.pt", "not a whole checkpoint"),
         ("truncated.safetensors", "not a whole safetensors file"),
         ("zero.pt", "zero.pt: not a whole checkpoint: "),
@@ -778,6 +793,7 @@ def test_a_file_that_is_no_state_dict_is_refused(
         ({"--normalisation": "imagenett"}, 'did you mean "imagenet"'),
         ({"--normalisation": "0,0,0/1,1,0"}, "positive deviations"),
         ({"--outputs": "2"}, "3 classes for 2 outputs"),
+        ({"--outputs": "0"}, "3 classes for 0 outputs"),
     ],
 )
 def test_what_does_not_fit_leaves_the_pool_as_it_was(
@@ -839,6 +855,27 @@ def test_a_right_normalisation_passes_and_a_wrong_one_is_named(right: str, tmp_p
             assert f"{right!r} does" in line
 
 
+@pytest.mark.parametrize("right", ["cifar", "half", "imagenet", "unit"])
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda images: 200 + images // 5,  # scans
+        lambda images: 110 + images // 10,  # X-rays
+        lambda images: 255 * (images > 220).byte(),  # digits
+    ],
+    ids=["bright", "grey", "dark"],
+)
+def test_a_right_normalisation_of_unusual_images_passes(
+    right: str, look: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    """None fits procedural images then, so nothing can be said of any."""
+    net = trained(build("conv4", 3, 32, generator=generator(0, "conv4")), right, look)
+    n = NORMALISATIONS[right]
+    add_teacher(tmp_path / "pool", net, "conv4", ["a", "b", "c"], 32, n.mean, n.std)
+    ((_, found, _),) = check_pool(tmp_path / "pool")
+    assert not [line for line in found if not line.startswith("dead")]
+
+
 def test_a_few_images_at_a_time_have_the_moments_of_all(tmp_path: Path) -> None:
     n = NORMALISATIONS["imagenet"]
     given = ("torchvision/resnet18", ["a", "b", "c"], 32, n.mean, n.std)
@@ -886,8 +923,8 @@ def test_numbers_that_are_none_are_found(tiny_pool: Path) -> None:
     [
         ({"file": "cat.safetensors"}, "allowed: teacher-*.safetensors"),
         ({"file": "teacher-x/../../teacher-00.safetensors"}, "in the pool's folder"),
-        ({"std": (0.25, 0.0, 0.25)}, "deviations above 0"),
-        ({"mean": (0.25, float("nan"), 0.25)}, "allowed: numbers"),
+        ({"std": (0.25, 0.0, 0.25)}, "std.1: Input should be greater than 0"),
+        ({"mean": (0.25, float("nan"), 0.25)}, "mean.1: Input should be a finite number"),
         ({"n_outputs": 2}, "3 classes for 2 outputs"),
     ],
 )

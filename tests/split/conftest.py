@@ -139,6 +139,7 @@ def hub_parquet(root: Path, classes: Classes) -> None:
     cells = [{"bytes": png(image), "path": None} for image in images]
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features = {"img": {"_type": "Image"}, "fine_label": {"names": NAMES, "_type": "ClassLabel"}}
+    features |= {"tags": [{"dtype": "string", "_type": "Value"}]}  # nothing to us
     table = pa.table({"img": pa.array(cells, image_type), "fine_label": labels})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     table = table.replace_schema_metadata(metadata)

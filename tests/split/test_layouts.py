@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
+import struct
 import tarfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from stages.common.dataset import load_split
@@ -13,7 +18,7 @@ from stages.interface.errors import BadInput
 from stages.split.canonical import canonical, checksum, write
 from stages.split.catalogue import DatasetSpec
 from stages.split.layouts import read_source
-from tests.split.conftest import LAYOUTS, NAMES, SPLITS, Classes, png
+from tests.split.conftest import LAYOUTS, NAMES, SPLITS, Classes, cifar_batches, png
 
 
 def _canonical_bytes(spec: DatasetSpec, source: Path, out: Path) -> bytes:
@@ -137,6 +142,68 @@ def test_damaged_sources_are_named(classes: Classes, tmp_path: Path) -> None:
         read_source(tmp_path / "x.tar.gz", names)
 
 
+def _bomb(root: Path, classes: Classes) -> None:
+    """A picture whose header promises 90,000 by 90,000 pixels."""
+    LAYOUTS["csv_lists"](root, classes)
+    head = b"IHDR" + struct.pack(">IIBBBBB", 90_000, 90_000, 8, 2, 0, 0, 0)
+    path = root / "images/fox1.png"
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[16 + 13 + 4 :]
+    )
+
+
+def _latin(root: Path, classes: Classes) -> None:
+    LAYOUTS["csv_lists"](root, classes)
+    with (root / "val.csv").open("a", encoding="latin-1") as stream:
+        stream.write("caf\u00e9.png,bee\n")
+
+
+def _features(features: object) -> Callable[[Path, Classes], None]:
+    def write(root: Path, classes: Classes) -> None:
+        LAYOUTS["hub_parquet"](root, classes)
+        for path in (root / "data").iterdir():
+            metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+            pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+
+    return write
+
+
+def _ragged(root: Path, classes: Classes) -> None:
+    LAYOUTS["caches"](root, classes)
+    content = {"image_data": [[1, 2], [3]], "class_dict": {"fox": [0, 1]}}
+    (root / "mini-imagenet-cache-test.pkl").write_bytes(pickle.dumps(content))
+
+
+def _encoding(root: Path, classes: Classes) -> None:
+    """One byte of the name of an encoding is another."""
+    cifar_batches(root, classes, protocol=2)
+    path = root / "cifar-100-python/train"
+    content = path.read_bytes()
+    assert b"latin1" in content
+    path.write_bytes(content.replace(b"latin1", b"latim1"))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_bomb, "fox1.png: not a readable image: "),
+        (_latin, "damaged, or not images/ .* UnicodeDecodeError"),
+        (_features([1]), "damaged, or not Parquet of the .* AttributeError"),
+        (_features({"fine_label": {"names": 7}}), "damaged, or not Parquet of the .* TypeError"),
+        (_features({"fine_label": 7}), "expected one image column"),
+        (_ragged, "damaged, or not mini-imagenet-cache-.* ValueError"),
+        (_encoding, "train: damaged pickle: unknown encoding"),
+    ],
+)
+def test_whatever_a_source_is_like_it_is_one_message(
+    write: Callable[[Path, Classes], None], message: str, classes: Classes, tmp_path: Path
+) -> None:
+    write(tmp_path / "source", classes)
+    with pytest.raises(BadInput, match=message):
+        read_source(tmp_path / "source", set(NAMES))
+
+
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE])
 def test_a_tar_is_read_before_python_3_11_4_too(
     kind: bytes,
@@ -181,8 +248,6 @@ def test_a_pickle_that_calls_something_is_refused_before_it_does(
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_arrays_pass_in_every_protocol(protocol: int, classes: Classes, tmp_path: Path) -> None:
-    from tests.split.conftest import cifar_batches
-
     cifar_batches(tmp_path, classes, protocol)
     found = read_source(tmp_path, set(NAMES))
     assert set(found) == set(NAMES)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
 import sys
 from dataclasses import replace
@@ -123,9 +124,40 @@ def test_the_snapshot_that_was_selected_is_exported(tmp_path: Path, learner: Pat
     save_json(cell, {"rows": rows, "provenance": [{"commit": "other", "stage": "meta_train"}]})
     other = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
     assert "chosen among those of another run" in other
-    save_json(cell, {"rows": {"pool_features": {}}, "provenance": []})
-    none = purer("export", learner, "--out", out, "--cell", cell).output.replace("\n", " ")
-    assert "not the file of a learner's cell" in none
+    for odd in (
+        {"rows": {"pool_features": {}}, "provenance": []},
+        {"rows": {"nearest_class_mean": {"snapshot": "x"}}, "provenance": []},
+        {"rows": rows, "provenance": 3},
+    ):
+        save_json(cell, odd)
+        none = purer("export", learner, "--out", out, "--cell", cell)
+        assert none.exit_code == 2
+        assert "not the file of a learner's cell" in none.output.replace("\n", " ")
+
+
+def test_a_copy_of_a_snapshot_is_none(learner: Path, tmp_path: Path) -> None:
+    source = learner / "snapshots/iteration-000003.safetensors"
+    shutil.copy(source, source.with_stem("iteration-best"))
+    for iteration in ("--iteration", 3), ("--iteration", 7), ():
+        result = purer("export", learner, "--out", tmp_path / "out.safetensors", *iteration)
+        assert f"after {iteration[1] if iteration else 7} iterations" in result.output
+
+
+def test_a_learner_that_diverged_is_not_used(learner: Path, support: Path, others: Path) -> None:
+    """Every image would be of the first class, with probabilities that are none."""
+    state, last = network().state_dict(), learner / "snapshots/iteration-000007.safetensors"
+    state["projection.bias"][1] = float("nan")
+    save_learner(last, state, info())
+    for arguments in (
+        ("export", learner, "--out", support.parent / "out.safetensors"),
+        ("adapt", support, "--learner", last, "--predict", others),
+        ("embed", others, "--learner", last, "--out", support.parent / "out.csv"),
+    ):
+        result = purer(*arguments)
+        assert result.exit_code == 2, result.output
+        found = result.output.replace("\n", " ")
+        assert "projection.bias holds numbers that are not finite" in found
+    assert not list(support.parent.glob("out.*"))
 
 
 @pytest.mark.parametrize(
