@@ -2,7 +2,7 @@
 
     python benchmarks/readout_choices.py LEARNER_FOLDER POOL_FOLDER data/<data set>.safetensors
 
-The learner's last snapshot and its pool, 600 episodes of the meta-validation classes, 1-shot and
+The last snapshot of a learner that has its metric, and its pool, of one data set; 600 episodes of the meta-validation classes, 1-shot and
 5-shot. Only meta-validation classes are read. Prints a Markdown table; differences are paired.
 """
 

@@ -182,6 +182,12 @@ def _check_mixing(given: Params, path: Path) -> None:
     size, theirs = given.learner.image_size, CATALOGUE[given.dataset].image_size
     resized = isinstance(size, int) and size != theirs
     if teachers == {learner} and given.scenario != "mh" and not resized:
+        mixable = METHODS[given.method].mixable if given.method in METHODS else ()
+        if mixable and learner not in mixable:
+            raise BadInput(
+                f"{path}: method = {given.method!r} cannot mix the parameters of a {learner}"
+                f" (scenarios.{given.scenario}.architectures); allowed: {', '.join(mixable)}"
+            )
         return
     what = f"the learner is a {learner}, the teachers are {', '.join(sorted(teachers))}"
     if given.scenario == "mh":

@@ -51,6 +51,7 @@ class Method:
     data_used: Callable[[Any], str] = lambda own: NO_DATA
     continues: str = ""  # the method whose learner this one starts from
     mixes: bool = False  # the teachers' parameters, so they must be of one architecture
+    mixable: tuple[str, ...] = ()  # of one of these; empty: of any
     fewest_teachers: int = 1
 
 
@@ -102,7 +103,7 @@ _DISTILL = Method("distillation", _distill, length="distillation", data_used=_pr
 METHODS = {
     "random": Method("fixed", _fixed("random"), trains=False),
     "average": Method("fixed", _fixed("average"), trains=False, mixes=True),
-    "ota": Method("fixed", _fixed("ota"), trains=False, mixes=True),
+    "ota": Method("fixed", _fixed("ota"), trains=False, mixes=True, mixable=("conv4", "conv4_64")),
     "dro": Method("fixed", _dro, mixes=True, fewest_teachers=2),  # S and Q (METHODS 2)
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),

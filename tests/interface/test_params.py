@@ -176,6 +176,19 @@ def test_mixing_parameters_of_different_architectures_is_refused(edited, method,
         params.load(path)
 
 
+def test_an_architecture_that_cannot_be_aligned_is_refused_first(edited) -> None:
+    """Not after a pool of ResNets has been trained."""
+    path = edited("method", "ota")
+    resnets = path.read_text().replace("architecture: conv4 ", "architecture: resnet10 ")
+    path.write_text(resnets.replace("architectures: conv4 ", "architectures: resnet10 ", 1))
+    with pytest.raises(
+        BadInput, match=r"'ota' cannot mix .* a resnet10 .*allowed: conv4, conv4_64"
+    ):
+        params.load(path)
+    path.write_text(path.read_text().replace("method: ota", "method: average"))
+    params.load(path)
+
+
 @pytest.mark.parametrize(
     ("method", "pool_size", "fewest"),
     [("eci_pool6", 3, 6), ("eci_pool6", 5, 6), ("eci_pool2", 1, 2), ("dro", 1, 2)],
