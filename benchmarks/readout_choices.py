@@ -2,8 +2,9 @@
 
     python benchmarks/readout_choices.py LEARNER_FOLDER POOL_FOLDER data/<data set>.safetensors
 
-The last snapshot of a learner that has its metric, and its pool, of one data set; 600 episodes of the meta-validation classes, 1-shot and
-5-shot. Only meta-validation classes are read. Prints a Markdown table; differences are paired.
+The last snapshot of a learner that has its metric, and its pool, of one data set; 600 episodes of
+the meta-validation classes, 1-shot and 5-shot. Only meta-validation classes are read. Prints a
+Markdown table; differences are paired.
 """
 
 from __future__ import annotations
