@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stages.common.architectures import build
+from stages.common.files import save_tensors
 from stages.common.learner import LearnerInfo
 from stages.common.pool import TeacherInfo, save_manifest, save_teacher
 from stages.common.seeds import generator
@@ -82,3 +83,19 @@ def tiny_pool(tmp_path: Path) -> Path:
         save_teacher(folder / info.file, info, random_state(info))
     save_manifest(folder, infos)
     return folder
+
+
+def nine_classes(path: Path) -> Path:
+    """A data set that says it is glyphs: c0 to c8 of 20 black images, three classes a split."""
+    names = [f"c{i}" for i in range(9)]
+    metadata = {
+        "dataset": "glyphs",
+        "class_names": names,
+        "class_starts": [20 * i for i in range(10)],
+        "splits": {"train": names[:3], "val": names[3:6], "test": names[6:]},
+        "image_size": 16,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    save_tensors(path, {"images": torch.zeros(180, 16, 16, 3, dtype=torch.uint8)}, metadata)
+    return path

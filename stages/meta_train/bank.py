@@ -117,7 +117,8 @@ def fill(
     """What the teachers say of these images and of their mixtures, kept at side `size`.
 
     The mixtures are made at the largest teacher's size: `procedural` uint8 (n, s, s, 3). Large
-    teachers take an hour, so `kept` is asked for every part.
+    teachers take an hour, so `kept` is asked for every part, and `done` is told how many of
+    `n_seen` they have seen.
     """
     canvas = max(teacher.info.image_size for teacher in pool)
     batch = batch_of(canvas)
@@ -128,7 +129,10 @@ def fill(
     sample = torch.randperm(len(mixtures), generator=stream)[:PCA_IMAGES]
 
     def components() -> Tensors:
-        seen = [_seen(pool, mixtures[part], precision, device)[1] for part in sample.split(batch)]
+        seen: list[Tensor] = []
+        for part in sample.split(batch):
+            seen.append(_seen(pool, mixtures[part], precision, device)[1])
+            done(sum(map(len, seen)))
         return PrincipalComponents.of(torch.cat(seen), n_components)._asdict()
 
     known = kept("components", components)
@@ -141,7 +145,7 @@ def fill(
             words, whole = _seen(pool, pixels, precision, device)
             features = projection(whole).half().cpu()
             rows.append((_resized(pixels, size), words.half().cpu(), features))
-            done(int(few[-1]) + 1)
+            done(len(sample) + int(few[-1]) + 1)
         images, logits, features = map(torch.cat, zip(*rows, strict=True))
         return {"images": images, "logits": logits, "features": features}
 
@@ -156,13 +160,13 @@ def fill(
     for i, chosen in enumerate(torch.arange(n).split(PART * batch)):
         for name, part in kept(f"part-{i:03d}", functools.partial(part_of, chosen)).items():
             getattr(bank, name)[chosen] = part
-        done(int(chosen[-1]) + 1)
+        done(len(sample) + int(chosen[-1]) + 1)
     return bank
 
 
-def n_mixed(n_plain: int) -> int:
-    """How many images a bank of n plain ones has."""
-    return 3 * n_plain
+def n_seen(n_plain: int) -> int:
+    """How many images the teachers see for a bank of n plain ones: all, and a sample before."""
+    return 3 * n_plain + min(PCA_IMAGES, 3 * n_plain)
 
 
 def _seen(

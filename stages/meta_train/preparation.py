@@ -21,7 +21,7 @@ from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.errors import BadInput
 from stages.interface.progress import Reporter
-from stages.meta_train.bank import Bank, fill, n_mixed
+from stages.meta_train.bank import Bank, fill, n_seen
 from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation
 
@@ -100,7 +100,7 @@ def filled_bank(
                 "procedural_images = 0 (budgets): allowed: from 1, for a student that learns from"
                 " nothing else"
             )
-        with Reporter("bank", n_mixed(n_plain)) as report:
+        with Reporter("bank", n_seen(n_plain)) as report:
             return fill(
                 pool,
                 procedural_images(n_images, size, stream(setting.seed, "procedural images")),

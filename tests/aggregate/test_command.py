@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from stages.aggregate.command import app
+from stages.aggregate.cells import load_cell
+from stages.aggregate.command import _metrics, app
 from stages.aggregate.layouts import OURS, PAPER, cells_of
 from tests.aggregate.fakes import fake_cell, write_cell
 
@@ -222,3 +223,9 @@ def test_publish_without_meta_training_writes_the_same_files(
     assert (selected / "history.csv").read_text() == "iteration,outer_accuracy\n"
     header = (selected / "selection.csv").read_text()
     assert header == "iteration,one_step,nearest_class_mean\n"
+
+
+def test_metrics_are_those_of_the_row_that_was_asked_for(tmp_path: Path) -> None:
+    cell = load_cell(write_cell(tmp_path, CELL))
+    for name, row in cell.rows.items():
+        assert _metrics(cell, name)["accuracy"] == row.accuracy

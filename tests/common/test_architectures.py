@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision import models
 
 from stages.common.architectures import ARCHITECTURES, batch_moments, bn_layers, build
 from stages.common.seeds import generator
@@ -91,3 +92,14 @@ def test_conv4_is_convolution_batch_norm_relu_and_pooling_in_any_equal_order() -
 def test_too_small_an_image_is_refused() -> None:
     with pytest.raises(BadInput, match=r"image_size = 8: Conv4 .* allowed: 16 or more"):
         build("conv4", 5, 8)
+
+
+def test_resnet18_computes_what_torchvisions_does(double: None) -> None:
+    torch.manual_seed(0)
+    ours, theirs = build("resnet18", 5, 32), models.resnet18(num_classes=5)
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = torch.nn.Identity()
+    theirs.train()(torch.randn(8, 3, 32, 32))  # statistics of some batch
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(ours.eval()(x).logits, theirs.eval()(x))

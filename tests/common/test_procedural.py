@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stages.common import procedural
 from stages.common.procedural import one_over_f, procedural_images
 from stages.common.seeds import generator
 
@@ -54,3 +55,21 @@ def _slope(images: torch.Tensor) -> float:
     x, y = f[inside].log(), power[inside].log() / 2
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
+
+
+def test_radii_follow_their_power_law() -> None:
+    """A density that falls as r^-2.5 between the smallest and the largest."""
+    draw = procedural._Draw(20_000, generator(0, "r"))
+    y, x = torch.meshgrid(*[(torch.arange(2) + 0.5) / 2] * 2, indexing="ij")
+    radius = procedural._own_coordinates(draw, x, y)[2].flatten()
+    low, high = (r**-1.5 for r in procedural.RADIUS)
+    for share in (0.25, 0.5, 0.75):
+        expected = (low + share * (high - low)) ** (-1 / 1.5)
+        assert radius.quantile(share).item() == pytest.approx(expected, rel=0.03)
+
+
+def test_they_stay_what_they_were() -> None:
+    """Whoever changes them changes every number of distillation: then these, and METHODS 5."""
+    means = procedural_images(64, 32, generator(0, "pin")).float().mean((1, 2, 3))[:8]
+    expected = [145.6, 184.4, 160.3, 124.7, 112.7, 173.3, 150.1, 102.6]
+    assert means.tolist() == pytest.approx(expected, abs=0.5)

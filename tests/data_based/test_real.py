@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from stages.common.dataset import Normalisation, View, load_split
 from stages.common.episodes import Episode
 from stages.common.files import load_json, load_table, save_tensors
-from stages.common.learner import Theta, load_learner
-from stages.common.meta_learners import Outer
+from stages.common.learner import Learner, Theta, load_learner
+from stages.common.meta_learners import Outer, outer_loss
+from stages.common.seeds import generator
 from stages.data_based.command import app
 from stages.data_based.params import DATA_BASED
 from stages.data_based.real import RealRun, subset
@@ -205,3 +206,22 @@ def test_as_many_ways_and_images_as_there_are_is_allowed(project: Path) -> None:
     code, said = _command("maml_dagger", n_way=4, n_shot=5)
     assert code == 0, said
     assert (project / "learner").is_dir()
+
+
+def test_a_run_has_its_outer_rate_and_its_seeds_start() -> None:
+    run, other = _run(_tagged()), _run(_tagged(), seed=2)
+    assert run.outer.optimizer.param_groups[0]["lr"] == SECTIONS.real_maml.outer_lr
+    assert SECTIONS.real_maml.outer_lr != SECTIONS.real_maml.inner_lr
+    a, b = run.snapshot(), other.snapshot()
+    assert not torch.equal(a["convs.0.weight"], b["convs.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["anil", "protonet"])
+def test_a_run_trains_its_own_meta_learner(name: str) -> None:
+    run, g = _run(_tagged(), name), generator(0, "episode")
+    theta, labels = run.outer.theta, torch.arange(3)
+    support, query = (torch.randn(3 * n, 3, 16, 16, generator=g) for n in (2, 3))
+    episode = Episode(support, labels.repeat_interleave(2), query, labels.repeat_interleave(3))
+    rate, steps = SECTIONS.real_maml.inner_lr, SECTIONS.real_maml.inner_steps
+    expected = outer_loss(name, Learner("conv4", 3, 16), theta, episode, rate, steps).loss
+    assert torch.equal(run.outer.loss(theta, episode).loss, expected)

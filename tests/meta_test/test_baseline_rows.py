@@ -436,20 +436,20 @@ def test_snapshots_must_be_there_and_of_one_learner(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no snapshots/iteration-\*\.safetensors: not a learner"):
         evaluate.load_snapshots(tmp_path, "cpu")
     info = learner_info()
-    for name, own in {
-        "a": info,
-        "b": replace(info, iteration=20),
-        "c": replace(info, architecture="conv4_64", iteration=30),
-    }.items():
-        theta = initial_theta(own.architecture, 3, 16, generator(0, name))
-        save_learner(tmp_path / "snapshots" / f"iteration-{name}.safetensors", theta, own)
+    for own in (
+        info,
+        replace(info, iteration=20),
+        replace(info, architecture="conv4_64", iteration=30),
+    ):
+        theta = initial_theta(own.architecture, 3, 16, generator(0, "theta"))
+        save_learner(tmp_path / f"snapshots/iteration-{own.iteration}.safetensors", theta, own)
     with pytest.raises(BadInput) as refusal:
         evaluate.load_snapshots(tmp_path, "cpu")
     message = str(refusal.value)
     assert "\n" not in message
-    assert "c.safetensors: its architecture is 'conv4_64'" in message
-    assert "that of iteration-a.safetensors 'conv4'" in message
-    (tmp_path / "snapshots" / "iteration-c.safetensors").unlink()
+    assert "iteration-30.safetensors: its architecture is 'conv4_64'" in message
+    assert "that of iteration-10.safetensors 'conv4'" in message
+    (tmp_path / "snapshots" / "iteration-30.safetensors").unlink()
     models = evaluate.load_snapshots(tmp_path, "cpu")
     assert [model.info.iteration for model in models] == [10, 20]
 

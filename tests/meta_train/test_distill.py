@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
 from stages.common.teachers import teacher_losses
 from stages.interface.params import load
-from stages.meta_train import bank, distill
+from stages.meta_train import bank, distill, preparation
 from stages.meta_train.bank import Mixtures, PrincipalComponents, batch_of, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
@@ -656,3 +657,94 @@ def test_the_student_sees_images_moved_and_the_teachers_do_not(
     assert torch.equal(given[0], made._moved(plain, 3))
     assert not torch.equal(given[0], plain)
     assert all(torch.equal(a, b[drawn]) for a, b in zip(given[1:], made._bank[1:], strict=True))
+
+
+def test_a_step_of_distillation_is_that_of_its_parameters(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work", n=20)
+    group, shared = made._optimizer.param_groups[0], made._shared
+    assert group["weight_decay"] == shared.weight_decay
+    asked: list[float] = []
+
+    def terms(*given: Any) -> Terms:
+        asked.append(given[-1])
+        return distillation_terms(*given)
+
+    monkeypatch.setattr(distill, "distillation_terms", terms)
+    for t in (0, 5, 19):
+        made.step(t)
+        assert group["lr"] == learning_rate(t, 20, shared.lr)
+    assert asked == [shared.temperature] * 3
+
+
+def test_half_of_the_images_are_mirrored_and_all_are_rolled(
+    tiny_pool: Path, tmp_path: Path
+) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "work")
+    ramps = torch.arange(64 * 256.0).view(64, 1, 16, 16).expand(-1, 3, -1, -1)
+    moved = [made._moved(ramps, t) for t in range(8)]
+    falling = [(image[0, 0].diff() == -1).sum() > 8 for images in moved for image in images]
+    assert 0.3 < sum(map(float, falling)) / len(falling) < 0.7
+    rows = {int((images[0, 0] == ramps[0, 0].max()).nonzero()[0, 0]) for images in moved}
+    assert len(rows) > 1
+
+
+def test_an_inverted_image_is_shown_moved_and_stays_an_image() -> None:
+    info, seen = teacher_info(0), []
+    begun = torch.arange(256.0).view(1, 1, 16, 16).repeat(2, 3, 1, 1).div(64).sub(2)
+
+    def loss(state: Any, shown: Tensor, y: Tensor) -> Any:
+        seen.append(shown.detach().clone())
+        return SimpleNamespace(total=100 * shown.sum())
+
+    stream, labels = generator(0, "s"), torch.zeros(2, dtype=torch.long)
+    for _ in range(40):
+        x = begun.clone().requires_grad_()
+        optimizer = torch.optim.Adam([x], 0.5)
+        natural_inversion._step(x, labels, info, {}, loss, optimizer, 2, stream)
+        low, high = info.normalisation.pixel_range(x)
+        assert ((x >= low) & (x <= high)).all()
+    reach = range(-2, 3)
+    moves = {
+        (dy, dx, flip): begun.roll((dy, dx), (2, 3)).flip([3] if flip else [])
+        for dy, dx, flip in itertools.product(reach, reach, (False, True))
+    }
+    found = [{key for key, moved in moves.items() if torch.equal(moved, x)} for x in seen]
+    assert all(found)
+    down, right, flips = (set(part) for part in zip(*set.union(*found), strict=True))
+    assert down == right == set(reach)
+    assert flips == {False, True}
+
+
+def test_cutmix_takes_any_area() -> None:
+    mixtures = Mixtures(torch.zeros(20_000, 1, 1, 3).byte(), generator(0, "m"))
+    area = (2 * mixtures._half_side).square()
+    found = [area.quantile(share).item() for share in (0.25, 0.5, 0.75)]
+    assert found == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
+
+
+def test_procedural_images_are_as_large_as_the_largest_teachers(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = load_pool(tiny_pool)
+    large = build("conv4", 3, 32).eval().requires_grad_(False)
+    pool = [first, Teacher(replace(second.info, image_size=32), large)]
+    sizes, plain = [], preparation.procedural_images
+
+    def made(n: int, size: int, stream: torch.Generator) -> Tensor:
+        sizes.append(size)
+        return plain(n, size, stream)
+
+    monkeypatch.setattr(preparation, "procedural_images", made)
+    run(pool, tmp_path / "work")
+    assert sizes == [32]
+
+
+def test_the_bank_says_how_many_images_its_teachers_have_seen(tiny_pool: Path) -> None:
+    plain = torch.randint(256, (9, 16, 16, 3), generator=generator(0, "pixels")).byte()
+    told: list[int] = []
+    stream = generator(0, "pca")
+    fill(load_pool(tiny_pool), plain, [], 16, 4, "float32", stream, "cpu", done=told.append)
+    assert told == sorted(told)
+    assert told[-1] == bank.n_seen(len(plain)) == 27 + 27

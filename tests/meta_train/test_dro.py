@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.common.learner import LearnerInfo, initial_theta, load_learner, save_learner
+from stages.common.learner import initial_theta, load_learner, save_learner
 from stages.common.pool import Teacher, load_pool
 from stages.common.seeds import generator
 from stages.interface.errors import BadInput
 from stages.meta_train.dro import DroRun, flat
 from stages.meta_train.params import Dro
+from tests.conftest import learner_info
 
 PARAMS = Dro(embedding_dim=50, penalty=2.0, lr=0.03, support_fraction=0.8)
 
@@ -111,8 +112,7 @@ def test_a_snapshot_is_a_learner(pool: list[Teacher], tmp_path: Path) -> None:
     theta = run.snapshot()
     fresh = initial_theta("conv4", 3, 16, generator(0, "fresh"))
     assert {n: p.shape for n, p in theta.items()} == {n: p.shape for n, p in fresh.items()}
-    zeros = (0.0, 0.0, 0.0)
-    info = LearnerInfo("conv4", 3, 16, zeros, zeros, "dro", run.meta_learner, 1)
+    info = learner_info(method="dro", meta_learner=run.meta_learner)
     save_learner(tmp_path / "learner.safetensors", theta, info)
     learner, loaded, _ = load_learner(tmp_path / "learner.safetensors")
     assert all(torch.equal(p, loaded[name]) for name, p in theta.items())

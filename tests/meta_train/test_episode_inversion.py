@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.common import compiling
-from stages.common.learner import Learner
+from stages.common.episodes import Episode
+from stages.common.learner import Learner, Theta
+from stages.common.meta_learners import Outer, outer_loss
 from stages.common.params import Scenario
 from stages.common.pool import Teacher, load_pool, save_manifest, save_teacher
 from stages.common.seeds import generator
@@ -307,3 +310,61 @@ def test_compilation_falls_back_where_it_cannot_work(
     assert "going on without it" in capsys.readouterr().err
     with pytest.raises(RuntimeError):
         compiling.compiler("always", 1, "cpu")
+
+
+def test_every_iteration_has_its_own_episodes_and_rolls(
+    pool: list[Teacher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(pool)
+    rolls = [run._drawn_teachers(t, set()) for t in range(3)]
+    assert rolls[0] != rolls[1] != rolls[2]
+    seeds, plain = [], run.dataset.episode
+
+    def episode(*shape: Any, detach: bool) -> Episode:
+        seeds.append(shape[3].initial_seed())
+        return plain(*shape, detach=detach)
+
+    monkeypatch.setattr(run.dataset, "episode", episode)
+    run.feedback = True
+    for t in range(3):
+        run._update_learner(t)
+        run._add_adversarial_gradient(t)
+    assert len(set(seeds)) == 3 * 5
+
+
+def test_episodes_have_the_shape_that_was_asked_for(pool: list[Teacher]) -> None:
+    own = SETTINGS.episode_inversion
+    run = EpisodeInversionRun(pool, own, SETTINGS.ei, setting(pool, n_shot=1, n_query=3))
+    shapes = []
+
+    def loss(theta: Theta, episode: Episode) -> Outer:
+        shapes.append((len(episode.support_x), len(episode.query_x)))
+        return Outer(theta["head.bias"].sum(), torch.tensor(0.5))
+
+    run.outer.loss = loss
+    run._update_learner(0)
+    assert shapes == [(3, 9)] * own.episodes_per_step
+
+
+def test_the_switch_sees_accuracies_and_each_feedback_is_for_one_step(
+    pool: list[Teacher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(pool, patience=2, curriculum_start=3)
+    accuracies = iter([0.9, 0.9, 0.9, 0.5, 0.4, 0.4, 0.6, 0.6, 0.6, 0.7])
+
+    def update(t: int) -> dict[str, float]:
+        return {"outer_loss": 1.0 + t, "outer_accuracy": next(accuracies)}
+
+    monkeypatch.setattr(run, "_update_learner", update)
+    assert [t for t in range(10) if run.step(t)["feedback"]] == [6, 9]
+
+
+@pytest.mark.parametrize("name", ["anil", "protonet"])
+def test_a_run_trains_its_own_meta_learner(name: str, pool: list[Teacher]) -> None:
+    shared = {"compile": "never", "inner_lr": 0.5}
+    settings = SETTINGS.episode_inversion.model_copy(update=shared)
+    own = SETTINGS.ei.model_copy(update={"meta_learner": name})
+    run = EpisodeInversionRun(pool, settings, own, setting(pool))
+    theta, episode = run.outer.theta, run.dataset.episode(3, 2, 2, generator(0, "e"), detach=True)
+    expected = outer_loss(name, Learner("conv4", 3, 16), theta, episode, 0.5, 1).loss
+    assert torch.equal(run.outer.loss(theta, episode).loss, expected)

@@ -132,3 +132,17 @@ def test_interrupted_they_go_on_with_the_first_unfinished_teacher(
     assert [*whole] == [*again]
     for name, own in whole.items():
         assert all(torch.equal(own[split], again[name][split]) for split in ("val", "test"))
+
+
+def test_they_start_from_procedural_images(
+    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[str] = []
+
+    def noted(*given: Any) -> Labelled:
+        starts.append(given[4])
+        return invert(*given)
+
+    monkeypatch.setattr(classes, "invert", noted)
+    pseudo_classes(load_pool(tiny_pool), PARAMS, "cpu", Kept(tmp_path / "kept"))
+    assert set(starts) == {"procedural"}
