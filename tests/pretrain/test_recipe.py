@@ -73,7 +73,7 @@ def test_each_teacher_starts_from_a_draw_of_its_own(
 def test_a_teacher_is_trained_by_the_recipe(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Optimizer, rate by epoch, a drawn split of each class, the best epoch on what it holds out."""
+    """Optimizer, rate by epoch, a drawn split of a class, the best epoch on what was held out."""
     seen: list[tuple[dict[str, Any], str, Tensor]] = []
     held: list[Tensor] = []
     judged = iter([30.0, 50.0, 50.0, 40.0, 10.0, 20.0])
