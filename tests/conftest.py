@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from stages.common.architectures import build
 from stages.common.files import save_tensors
@@ -85,17 +89,42 @@ def tiny_pool(tmp_path: Path) -> Path:
     return folder
 
 
-def nine_classes(path: Path) -> Path:
-    """A data set that says it is glyphs: c0 to c8 of 20 black images, three classes a split."""
-    names = [f"c{i}" for i in range(9)]
+def save_classes(
+    path: Path, dataset: str, splits: dict[str, list[str]], images: Sequence[torch.Tensor]
+) -> Path:
+    """A canonical file: `images[i]`, uint8 (n_i, s, s, 3), are those of the i-th sorted class."""
     metadata = {
-        "dataset": "glyphs",
-        "class_names": names,
-        "class_starts": [20 * i for i in range(10)],
-        "splits": {"train": names[:3], "val": names[3:6], "test": names[6:]},
-        "image_size": 16,
+        "dataset": dataset,
+        "class_names": sorted(name for names in splits.values() for name in names),
+        "class_starts": [0, *itertools.accumulate(map(len, images))],
+        "splits": splits,
+        "image_size": images[0].shape[1],
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
     }
-    save_tensors(path, {"images": torch.zeros(180, 16, 16, 3, dtype=torch.uint8)}, metadata)
+    save_tensors(path, {"images": torch.cat([*images])}, metadata)
     return path
+
+
+def nine_classes(path: Path) -> Path:
+    """A data set that says it is glyphs: c0 to c8 of 20 black images, three classes a split."""
+    names = [f"c{i}" for i in range(9)]
+    splits = {"train": names[:3], "val": names[3:6], "test": names[6:]}
+    return save_classes(path, "glyphs", splits, torch.zeros(9, 20, 16, 16, 3).byte().unbind())
+
+
+@pytest.fixture
+def at_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Work in a folder with this params.yaml but for changes by dotted key, on the CPU."""
+
+    def begin(changes: Mapping[str, object]) -> None:
+        yaml = YAML()
+        document = yaml.load(ROOT / "params.yaml")
+        for key, value in {"device": "cpu", **changes}.items():
+            *parents, last = key.split(".")
+            functools.reduce(operator.getitem, parents, document)[last] = value
+        yaml.dump(document, tmp_path / "params.yaml")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("DVC_ROOT", raising=False)
+
+    return begin

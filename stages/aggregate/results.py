@@ -238,7 +238,6 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
     episodes = np.mean(list(ours.values()), axis=0)
     paper, paper_ci95 = published(first.key, row) or (None, None)
     difference, difference_ci95 = paired_difference(ours, reference) or (None, None)
-    common = [str(seed) for seed in ours if seed in reference]
     runs = [run for cell in found for run in cell.provenance]
     return Result(
         key=first.key,
@@ -259,7 +258,7 @@ def _result(found: Sequence[Cell], row: str, seeds: Mapping[str, Sequence[Cell]]
         published_ci95=paper_ci95,
         difference=difference,
         difference_ci95=difference_ci95,
-        difference_seed=" / ".join(common) if common else None,
+        difference_seed=_all(str(seed) for seed in ours if seed in reference) or None,
         n_seeds=len(found),
         seed_std=float(np.std(of_seeds, ddof=1)) if len(found) > 1 else None,
         seed=_all(str(cell.seed) for cell in found),

@@ -170,12 +170,12 @@ def snapshots(folder: Path) -> list[Path]:
     Raises BadInput if there are none.
     """
     paths = (folder / "snapshots").glob("iteration-*.safetensors")
-    found = {iteration_of(path): path for path in paths if path.stem.partition("-")[2].isdecimal()}
+    found = [path for path in paths if path.stem.partition("-")[2].isdecimal()]
     if not found:
         raise BadInput(
             f"{folder}: no snapshots/iteration-*.safetensors: not a learner; meta_train makes one"
         )
-    return [found[iteration] for iteration in sorted(found)]
+    return sorted(found, key=iteration_of)
 
 
 def iteration_of(snapshot: Path) -> int:

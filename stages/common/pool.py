@@ -29,9 +29,7 @@ class TeacherInfo:
 
     file: str
     architecture: str  # a name that stages/common/networks.py knows
-    n_outputs: (
-        PositiveInt  # may exceed the number of classes: the last teacher of a pool (METHODS 1.5)
-    )
+    n_outputs: PositiveInt  # may exceed the classes: the last teacher of a pool (METHODS 1.5)
     dataset: str
     class_ids: tuple[int, ...]  # output j stands for class_ids[j]
     class_names: tuple[str, ...]

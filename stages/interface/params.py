@@ -181,12 +181,12 @@ def _check_mixing(given: Params, path: Path) -> None:
         return  # what the teachers of somebody's pool are is known when it is read
     size, theirs = given.learner.image_size, CATALOGUE[given.dataset].image_size
     resized = isinstance(size, int) and size != theirs
+    mixed = METHODS[given.method].mixes if given.method in METHODS else ()
     if teachers == {learner} and given.scenario != "mh" and not resized:
-        mixable = METHODS[given.method].mixable if given.method in METHODS else ()
-        if mixable and learner not in mixable:
+        if mixed and learner not in mixed:
             raise BadInput(
                 f"{path}: method = {given.method!r} cannot mix the parameters of a {learner}"
-                f" (scenarios.{given.scenario}.architectures); allowed: {', '.join(mixable)}"
+                f" (scenarios.{given.scenario}.architectures); allowed: {', '.join(mixed)}"
             )
         return
     what = f"the learner is a {learner}, the teachers are {', '.join(sorted(teachers))}"
@@ -194,7 +194,7 @@ def _check_mixing(given: Params, path: Path) -> None:
         what += " for images of two sizes"
     elif resized:
         what += f" for images of {theirs} pixels, not of learner.image_size = {size}"
-    if given.method in METHODS and METHODS[given.method].mixes:
+    if mixed:
         raise BadInput(
             f"{path}: method = {given.method!r} mixes the teachers' parameters, but in scenario"
             f" {given.scenario} {what} (scenarios.{given.scenario}.architectures); allowed:"

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from stages.common.kept import Kept
-from stages.common.params import Scenario
+from stages.common.params import Architecture, Scenario
 from stages.interface.provenance import IMAGE_PRIOR, NO_DATA
 
 if TYPE_CHECKING:
     from stages.common.dataset import View
     from stages.common.loop import Run
     from stages.common.pool import Teacher
+
+ANY: tuple[str, ...] = get_args(Architecture)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class Method:
     length: str = "meta_train"  # section of a budget that says how long
     data_used: Callable[[Any], str] = lambda own: NO_DATA
     continues: str = ""  # the method whose learner this one starts from
-    mixes: bool = False  # the teachers' parameters, so they must be of one architecture
-    mixable: tuple[str, ...] = ()  # of one of these; empty: of any
+    mixes: tuple[str, ...] = ()  # the parameters of teachers of any one of these; empty: of none
     fewest_teachers: int = 1
 
 
@@ -102,9 +103,9 @@ _DISTILL = Method("distillation", _distill, length="distillation", data_used=_pr
 
 METHODS = {
     "random": Method("fixed", _fixed("random"), trains=False),
-    "average": Method("fixed", _fixed("average"), trains=False, mixes=True),
-    "ota": Method("fixed", _fixed("ota"), trains=False, mixes=True, mixable=("conv4", "conv4_64")),
-    "dro": Method("fixed", _dro, mixes=True, fewest_teachers=2),  # S and Q (METHODS 2)
+    "average": Method("fixed", _fixed("average"), trains=False, mixes=ANY),
+    "ota": Method("fixed", _fixed("ota"), trains=False, mixes=("conv4", "conv4_64")),
+    "dro": Method("fixed", _dro, mixes=ANY, fewest_teachers=2),  # S and Q (METHODS 2)
     "ei": Method("episode_inversion", _episode_inversion),
     "eci": Method("episode_inversion", _episode_inversion),
     # One network that carries the pool, and what becomes of it without an ingredient.

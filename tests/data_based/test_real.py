@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from stages.common.dataset import Normalisation, View, load_split
 from stages.common.episodes import Episode
-from stages.common.files import load_json, load_table, save_tensors
+from stages.common.files import load_json, load_table
 from stages.common.learner import Learner, Theta, load_learner
 from stages.common.meta_learners import Outer, outer_loss
 from stages.common.seeds import generator
@@ -18,7 +19,7 @@ from stages.data_based.command import app
 from stages.data_based.params import DATA_BASED
 from stages.data_based.real import RealRun, subset
 from stages.interface import params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_classes
 
 SECTIONS = params.load(ROOT / "params.yaml").data_based
 VIEW = View(16, Normalisation((0.5,) * 3, (0.25,) * 3))
@@ -106,28 +107,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(meta_learner: str) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, at_project: Callable[..., None]) -> Path:
     """A folder with tiny budgets and a tiny data set: 4 meta-train classes of 8 images."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    yaml = YAML()
-    document = yaml.load(ROOT / "params.yaml")
-    document["device"], document["n_query"] = "cpu", 3
-    document["budgets"]["quick"]["data_based"] = {"n_iterations": 3, "n_snapshots": 2}
-    yaml.dump(document, tmp_path / "params.yaml")
+    length = {"n_iterations": 3, "n_snapshots": 2}
+    at_project({"n_query": 3, "budgets.quick.data_based": length})
     names = [f"class{i}" for i in range(6)]
-    metadata = {
-        "dataset": "tiny",
-        "class_names": names,
-        "class_starts": [8 * i for i in range(7)],
-        "splits": {"train": names[:4], "val": names[4:5], "test": names[5:]},
-        "image_size": 16,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
-    }
+    splits = {"train": names[:4], "val": names[4:5], "test": names[5:]}
     g = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (48, 16, 16, 3), generator=g).to(torch.uint8)
-    save_tensors(tmp_path / "tiny.safetensors", {"images": images}, metadata)
+    images = torch.randint(0, 256, (6, 8, 16, 16, 3), generator=g).to(torch.uint8)
+    save_classes(tmp_path / "tiny.safetensors", "tiny", splits, images.unbind())
     return tmp_path
 
 

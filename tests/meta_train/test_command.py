@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from stages.common.pool import load_pool
@@ -23,14 +23,9 @@ from tests.meta_train.test_episode_inversion import setting
 
 
 def test_a_method_is_handed_what_was_asked_for(
-    tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_pool: Path, at_project: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    yaml = YAML()
-    document = yaml.load(ROOT / "params.yaml")
-    document.update(seed=5, n_query=4, device="cpu")
-    yaml.dump(document, tmp_path / "params.yaml")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+    at_project({"seed": 5, "n_query": 4})
     seen: list[Any] = []
 
     def start(pool: Any, shared: Any, own: Any, given: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from stages.common.files import load_json, save_json
@@ -92,15 +92,10 @@ def test_a_start_that_is_none_is_refused(start: Path, pool: list[Teacher], tmp_p
 
 
 def test_the_learner_tells_of_the_run_that_it_started_from(
-    start: Path, tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Path, tiny_pool: Path, at_project: Callable[..., None]
 ) -> None:
-    yaml = YAML()
-    document = yaml.load(ROOT / "params.yaml")
-    document.update(n_query=2, device="cpu")
-    document["budgets"]["quick"]["meta_train"].update(n_iterations=1, curriculum_start=0)
-    document["budgets"]["quick"]["meta_train"].update(n_snapshots=1)
-    yaml.dump(document, tmp_path / "params.yaml")
-    monkeypatch.chdir(tmp_path)
+    length = {"n_iterations": 1, "curriculum_start": 0, "n_snapshots": 1}
+    at_project({"n_query": 2, "budgets.quick.meta_train": length})
     task = ("--scenario", "ss", "--n-way", "3", "--n-shot", "1", "--budget", "quick")
     given = ("--pool", str(tiny_pool), "--start", str(start), "--out", "out")
     command = ("--method", "eci_distilled", *task, *given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -35,14 +35,8 @@ def _tagged() -> ClassImages:
     return ClassImages("tiny", [0, 1], ["a", "b"], [tags, tags + 100], 16, norm)
 
 
-def test_teachers_learn_meta_train_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    yaml = YAML()
-    document = yaml.load(ROOT / "params.yaml")
-    document["device"] = "cpu"
-    document["budgets"]["quick"]["pretrain"]["epochs"] = 1
-    yaml.dump(document, tmp_path / "params.yaml")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+def test_teachers_learn_meta_train_classes(tmp_path: Path, at_project: Callable[..., None]) -> None:
+    at_project({"budgets.quick.pretrain.epochs": 1})
     nine_classes(tmp_path / "d.safetensors")
     task = "--data d.safetensors --scenario ss --n-way 2 --budget quick --out pool"
     result = CliRunner().invoke(app, task.split())
