@@ -6,7 +6,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 
 from stages.common.architectures import build
+from stages.common.dataset import Normalisation
 from stages.common.files import save_tensors
 from stages.common.learner import LearnerInfo
 from stages.common.pool import TeacherInfo, save_manifest, save_teacher
@@ -21,6 +22,7 @@ from stages.common.seeds import generator
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+HALF = Normalisation((0.5,) * 3, (0.25,) * 3)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,8 +55,7 @@ def teacher_info(index: int, n_classes: int = 3, **changes: object) -> TeacherIn
         class_ids=ids,
         class_names=tuple(f"class{i}" for i in ids),
         image_size=16,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        **asdict(HALF),
         val_accuracy=50.0,
         epoch=1,
         n_parameters=0,
@@ -90,7 +91,11 @@ def tiny_pool(tmp_path: Path) -> Path:
 
 
 def save_classes(
-    path: Path, dataset: str, splits: dict[str, list[str]], images: Sequence[torch.Tensor]
+    path: Path,
+    dataset: str,
+    splits: dict[str, list[str]],
+    images: Sequence[torch.Tensor],
+    normalisation: Normalisation = HALF,
 ) -> Path:
     """A canonical file: `images[i]`, uint8 (n_i, s, s, 3), are those of the i-th sorted class."""
     metadata = {
@@ -99,8 +104,7 @@ def save_classes(
         "class_starts": [0, *itertools.accumulate(map(len, images))],
         "splits": splits,
         "image_size": images[0].shape[1],
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
+        **asdict(normalisation),
     }
     save_tensors(path, {"images": torch.cat([*images])}, metadata)
     return path

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from stages.common.dataset import Normalisation, View, load_split, load_splits, resized
-from stages.common.files import save_tensors
 from stages.common.learner import learner_view
 from stages.interface.errors import BadInput
-from tests.conftest import teacher_info
+from tests.conftest import save_classes, teacher_info
 
 A = Normalisation((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 B = Normalisation((0.1, 0.6, 0.5), (0.5, 0.1, 0.4))
@@ -89,21 +88,13 @@ def test_the_learner_sees_as_the_smallest_or_largest_teachers_do() -> None:
 
 
 def _write(path: Path, dataset: str, splits: dict[str, list[str]]) -> Path:
-    """A canonical file; image j of the i-th sorted class is full of 10 i + j."""
-    names = sorted(name for part in splits.values() for name in part)
-    starts = [sum(2 + k for k in range(i)) for i in range(len(names) + 1)]  # 2, 3, 4 ... images
-    images = [torch.full((4, 4, 3), 10 * i + j) for i in range(len(names)) for j in range(2 + i)]
-    metadata = {
-        "dataset": dataset,
-        "class_names": names,
-        "class_starts": starts,
-        "splits": splits,
-        "image_size": 4,
-        "mean": A.mean,
-        "std": A.std,
-    }
-    save_tensors(path, {"images": torch.stack(images).to(torch.uint8)}, metadata)
-    return path
+    """Image j of the i-th sorted class, which has i + 2, is full of 10 i + j."""
+    n_classes = sum(map(len, splits.values()))
+    images = [
+        torch.stack([torch.full((4, 4, 3), 10 * i + j) for j in range(2 + i)])
+        for i in range(n_classes)
+    ]
+    return save_classes(path, dataset, splits, [part.to(torch.uint8) for part in images], A)
 
 
 @pytest.fixture

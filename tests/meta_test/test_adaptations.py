@@ -25,19 +25,6 @@ SETTINGS = params.load(ROOT / "params.yaml").meta_test
 BYTES = Normalisation((0.0,) * 3, (1 / 255,) * 3)
 
 
-@pytest.fixture
-def data() -> ClassImages:
-    """Five classes of 16x16 images told apart by colour."""
-    g = torch.Generator().manual_seed(0)
-    colours = [(30, 30, 30), (220, 30, 30), (30, 220, 30), (30, 30, 220), (220, 220, 30)]
-    images = []
-    for colour in colours:
-        noise = torch.randint(-25, 26, (12, 16, 16, 3), generator=g)
-        images.append((torch.tensor(colour) + noise).clamp(0, 255).to(torch.uint8))
-    norm = Normalisation((0.5,) * 3, (0.25,) * 3)
-    return ClassImages("tiny", list(range(5)), [str(i) for i in range(5)], images, 16, norm)
-
-
 def _episode(dtype: torch.dtype = torch.float32) -> Episode:
     g = generator(0, "episode")
     labels = torch.arange(3)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.aggregate.cells import load_cell
 from stages.common.architectures import build
-from stages.common.dataset import ClassImages, Normalisation, View
+from stages.common.dataset import ClassImages, View
 from stages.common.episodes import EpisodeIndex
 from stages.common.files import load_table, save_json, save_table, save_tensors
 from stages.common.learner import Learner, adapt, initial_theta, save_learner
@@ -33,7 +33,8 @@ from stages.meta_test.one_step import outputs
 from stages.meta_test.params import POOL_ROWS, MetaTest
 from stages.meta_test.similarity import check_pool_of, similarity
 from stages.meta_test.tuned_steps import candidates, choose
-from tests.conftest import ROOT, learner_info, random_state, teacher_info
+from tests.conftest import HALF, ROOT, learner_info, random_state, teacher_info
+from tests.meta_test.conftest import noisy_images
 
 GIVEN = params.load(ROOT / "params.yaml").meta_test
 SETTINGS = GIVEN.model_copy(update={"pool": GIVEN.pool.model_copy(update={"precision": "float32"})})
@@ -43,22 +44,7 @@ def _exact(n_images: int) -> MetaTest:
     return SETTINGS.model_copy(update={"similarity_images": n_images})
 
 
-NORM = Normalisation((0.5,) * 3, (0.25,) * 3)
 OTHER = {"mean": (0.1, 0.6, 0.5), "std": (0.5, 0.1, 0.4)}
-
-
-def _images(dataset: str, first_class: int, n_classes: int = 6) -> ClassImages:
-    """Classes of noisy 16x16 images, hard to tell apart."""
-    g = generator(0, "images", dataset)
-    noise = torch.randint(0, 200, (n_classes, 8, 16, 16, 3), generator=g)
-    images = (noise + torch.randint(0, 56, (n_classes, 1, 16, 16, 3), generator=g)).to(torch.uint8)
-    names = [f"class{first_class + i}" for i in range(n_classes)]
-    return ClassImages(dataset, list(range(n_classes)), names, list(images), 16, NORM)
-
-
-@pytest.fixture
-def pair() -> list[ClassImages]:
-    return [_images("tiny", 0), _images("second", 6)]
 
 
 @pytest.fixture
@@ -100,7 +86,7 @@ def test_the_tuned_pair_is_that_of_a_loop_over_all(
     )
     learner = Learner("conv4", 3, 16)
     theta = initial_theta("conv4", 3, 16, generator(seed, "theta"))
-    episodes = RealEpisodes(pair, tasks, View(16, NORM), "cpu")
+    episodes = RealEpisodes(pair, tasks, View(16, HALF), "cpu")
     best, table = (0.0, 0, 0.0), []
     for steps in (1, 2, 4):
         for lr in (0.003, 0.03, 0.3):
@@ -126,7 +112,7 @@ def test_of_equal_pairs_the_fewest_steps_are_chosen(
 ) -> None:
     """Zero weights everywhere: no step changes a prediction."""
     theta = {n: p * 0 for n, p in initial_theta("conv4", 3, 16, generator(0, "x")).items()}
-    episodes = RealEpisodes(pair, tasks, View(16, NORM), "cpu")
+    episodes = RealEpisodes(pair, tasks, View(16, HALF), "cpu")
     learner = Learner("conv4", 3, 16)
     found = choose(learner, theta, episodes, SETTINGS.tuned_steps, "inductive", lambda done: None)
     assert (found.inner_steps, found.inner_lr) == (1, SETTINGS.tuned_steps.lr_low)
@@ -301,7 +287,7 @@ def test_a_fingerprint_is_that_of_the_episodes(pair: list[ClassImages]) -> None:
 
 def test_images_made_for_the_episodes_are_in_their_fingerprint() -> None:
     """Two pools of one's own may lend classes of equal names and sizes: they are not paired."""
-    made = replace(_images("tiny", 0), dataset="none")
+    made = replace(noisy_images("tiny", 0), dataset="none")
     changed = [images.clone() for images in made.images]
     changed[3][2, 5, 7, 1] += 1
     tasks = fixed_tasks([made], "test", 6, 3, 2, 4)
@@ -375,10 +361,10 @@ def test_real_images_are_most_similar_to_themselves(tmp_path: Path) -> None:
         teacher_info(2, n_classes=2),
     ]
     pool = [_teacher(info) for info in infos]
-    data = _images("tiny", 0, n_classes=9)
+    data = noisy_images("tiny", 0, n_classes=9)
     images = dict(zip(data.class_names, data.images, strict=True))
     path = _synthetic(tmp_path / "synthetic.safetensors", pool, images)
-    found = similarity(path, pool, [_images("second", 6), data], _exact(8))
+    found = similarity(path, pool, [noisy_images("second", 6), data], _exact(8))
     assert (found["own"], found["nearest_is_own"]) == (1.0, 100.0)
     assert found["classes"] == [f"class{i}" for i in range(8)]
     matrix = torch.tensor(found["matrix"])
@@ -396,7 +382,7 @@ def test_real_images_are_most_similar_to_themselves(tmp_path: Path) -> None:
 
 def test_some_images_of_a_class_are_compared_of_real_ones_a_draw(tmp_path: Path) -> None:
     pool = [_teacher(teacher_info(i)) for i in range(2)]
-    data = _images("tiny", 0)
+    data = noisy_images("tiny", 0)
     spoilt = {}
     for name, x in zip(data.class_names, data.images, strict=True):
         stream = generator(0, "meta_test", "similarity", "tiny", name)
@@ -410,7 +396,7 @@ def test_some_images_of_a_class_are_compared_of_real_ones_a_draw(tmp_path: Path)
     few = {name: x[:4] for name, x in spoilt.items()}
     assert similarity(_synthetic(path, pool, few), pool, [data], _exact(8))["own"] == 1.0
     # No real images of its classes, or one class, which is no one's neighbour: nothing to compare.
-    assert similarity(path, pool, [_images("second", 0)], _exact(4)) is None
+    assert similarity(path, pool, [noisy_images("second", 0)], _exact(4)) is None
     lone = [_teacher(teacher_info(0, n_classes=1))]
     images = {data.class_names[0]: data.images[0]}
     assert similarity(_synthetic(path, lone, images), lone, [data], _exact(4)) is None
@@ -418,7 +404,7 @@ def test_some_images_of_a_class_are_compared_of_real_ones_a_draw(tmp_path: Path)
 
 def test_synthetic_images_of_another_pool_are_refused(tmp_path: Path) -> None:
     pool = [_teacher(teacher_info(i)) for i in range(2)]
-    data = _images("tiny", 0)
+    data = noisy_images("tiny", 0)
     images = dict(zip(data.class_names, data.images, strict=True))
     path = _synthetic(tmp_path / "synthetic.safetensors", pool, images)
     check_pool_of(path, pool)
@@ -483,7 +469,7 @@ def _save(
         "class_accuracy": [{"one_step": {"class0": 50.0}}],
     }
     shape = {"n_way": 3, "n_shot": 2, "n_query": 4, "seed": 0, "budget": "quick"}
-    pair = [_images("tiny", 0), _images("second", 6)]
+    pair = [noisy_images("tiny", 0), noisy_images("second", 6)]
     save_cell(
         path,
         key,

@@ -25,11 +25,9 @@ from stages.meta_test.evaluate import Tasks
 from stages.meta_test.nearest_class_mean import nearest
 from stages.meta_test.one_step import outputs
 from tests.conftest import nine_classes
-from tests.meta_test.test_adaptations import SETTINGS, _model, data
-from tests.meta_test.test_baseline_rows import pair
-from tests.meta_test.test_command import learner, refusal
+from tests.meta_test.test_adaptations import SETTINGS, _model
+from tests.meta_test.test_command import refusal
 
-__all__ = ["data", "learner", "pair"]  # fixtures
 FAST = SETTINGS.model_copy(
     update={"icfil": SETTINGS.icfil.model_copy(update={"head_steps": 3})},
 )

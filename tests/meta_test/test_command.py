@@ -12,20 +12,10 @@ from typer.testing import CliRunner
 
 from stages.common.dataset import IMAGENET, View
 from stages.common.files import save_json, save_table
-from stages.common.learner import initial_theta, save_learner
-from stages.common.seeds import generator
 from stages.interface.provenance import provenance_of
 from stages.meta_test.command import app
 from stages.pseudo.classes import SPLITS, write
-from tests.conftest import ROOT, learner_info
-
-
-@pytest.fixture
-def learner(tmp_path: Path) -> Path:
-    """A 3-way learner of EI."""
-    theta = initial_theta("conv4", 3, 16, generator(0, "theta"))
-    save_learner(tmp_path / "learner/snapshots/iteration-000010.safetensors", theta, learner_info())
-    return tmp_path / "learner"
+from tests.conftest import ROOT
 
 
 def refusal(
