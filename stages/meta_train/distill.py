@@ -2,7 +2,8 @@
 
 1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
 2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
-3. the student learns what they say                                   (distillation_loss.py)
+3. the student learns what they say,                                  (distillation_loss.py)
+   and which way up their images are                                              (turns.py)
 4. its readout weighs what tells classes apart                           (readout_metric.py)
 """
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common.architectures import at, build, channels_last
 from stages.common.distilled import Distilled, DistilledForm, ReadoutMetric
@@ -22,17 +24,22 @@ from stages.common.meta_learners import adam_state, load_adam_state
 from stages.common.natural_inversion import Labelled
 from stages.common.pool import Teacher
 from stages.meta_train.bank import batch_of, output_numbers
-from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
+from stages.meta_train.distillation_loss import class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
-from stages.meta_train.params import Distill, Distillation, DistillationBudget
+from stages.meta_train.params import Distill, Distillation, DistillationBudget, DistillWeights
 from stages.meta_train.preparation import filled_bank, inverted_images, stream
 from stages.meta_train.readout_metric import readout_metric, views
+from stages.meta_train.turns import N_TURNS, turned, turns_loss
 
 SHOWN = 20  # inverted images of a class that are kept with the learner
 SHOWN_CLASSES = 20  # of a teacher, the first: of a thousand the images would fill the memory
 WEIGHING = 100  # of a class that make the metric: with 20 it was 0.2 / 0.4 points worse
 DIRECTIONS = 128  # that the readout's metric changes: with all 577 it was the same to 0.02 points
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
+TURNED = 4  # one turned image for so many others of a batch
+TERMS = tuple(DistillWeights.model_fields)  # of the loss
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def learning_rate(t: int, n_steps: int, highest: float) -> float:
@@ -73,9 +80,16 @@ class DistillRun:
             mirror=shared.mirror,
             n_directions=DIRECTIONS if own.metric else 0,
         )
-        self._student = self._drawn_student()
         self._class_of = class_numbers(pool).to(setting.device)
+        self._labelled = (self._bank.labels >= 0).nonzero()[:, 0]
+        size, n_classes = setting.view.image_size, int(self._class_of.max()) + 1
+        self._student = self._drawn(
+            lambda: Distilled(own.architecture, self.distilled, setting.n_way, size)
+        )
+        n_features = self._student.projection.in_features
+        self._turns_head = self._drawn(lambda: nn.Linear(n_features, N_TURNS * n_classes), "turns")
         trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
+        trained += self._turns_head.parameters()
         self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
 
     # --- one iteration ------------------------------------------------------------------------
@@ -86,23 +100,30 @@ class DistillRun:
         drawn = torch.randint(
             len(bank.images), (shared.batch_size,), generator=self._stream("batch", t)
         )
-        x = self._moved(self._setting.view.of(bank.images[drawn].to(self._setting.device)), t)
-        known = (tensor[drawn].to(x.device) for tensor in bank[1:])
-        terms = self._terms(x, *known)
-        loss = (
-            weights.kl * terms.kl
-            + weights.ratios * terms.ratios
-            + weights.features * terms.features
-            + weights.labels * terms.labels
-        )
+        also, turns = self._turned_ones(t)
+        images = bank.images[torch.cat([drawn, also])].to(self._setting.device)
+        x = self._moved(self._setting.view.of(images), t)
+        x[len(drawn) :] = turned(x[len(drawn) :], turns)
+        logits, features, labels = (tensor[drawn].to(x.device) for tensor in bank[1:])
+        classes = self._class_of[bank.labels[also].to(x.device)]
+        terms = self._terms(x, logits, features, labels, classes, turns)
+        loss = sum(getattr(weights, name) * terms[name] for name in TERMS)
         self._optimizer.param_groups[0]["lr"] = learning_rate(
             t, self._budget.n_iterations, shared.lr
         )
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        values = torch.stack([term.detach() for term in (loss, *terms)]).tolist()
-        return dict(zip(("loss", *Terms._fields), values, strict=True))
+        values = torch.stack([term.detach() for term in (loss, *terms.values())]).tolist()
+        return dict(zip(("loss", *terms), values, strict=True))
+
+    def _turned_ones(self, t: int) -> tuple[Tensor, Tensor]:
+        """Images of the bank that are shown turned besides, and by how many right angles."""
+        stream = self._stream("turns", t)
+        n = self._shared.batch_size // TURNED if self._own.weights.turns else 0
+        which = torch.randint(max(len(self._labelled), 1), (n,), generator=stream)
+        turns = torch.randint(N_TURNS, (n,), generator=stream)
+        return self._labelled[which], turns.to(self._setting.device)
 
     def _moved(self, x: Tensor, t: int) -> Tensor:
         """Images mirrored or not, and rolled by a pixel or two: what the teachers say stays.
@@ -114,12 +135,23 @@ class DistillRun:
         roll = torch.randint(-reach, reach + 1, (2,), generator=stream).tolist()
         return channels_last(torch.where(mirrored, x.flip(3), x).roll(roll, (2, 3)))
 
-    def _terms(self, x: Tensor, logits: Tensor, features: Tensor, labels: Tensor) -> Terms:
+    def _terms(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        features: Tensor,
+        labels: Tensor,
+        classes: Tensor,
+        turns: Tensor,
+    ) -> dict[str, Tensor]:
+        """The loss's terms of images x: as many as have `logits`, then turned ones of `classes`."""
+        n = len(logits)
         with at(self._shared.precision, x.device.type):
             output = self._student.body(x)
-            projected = self._student.projection(output.features)
-        return distillation_terms(
-            output.logits.float(),
+            projected = self._student.projection(output.features[:n])
+            told = self._turns_head(output.features[n:])
+        terms = distillation_terms(
+            output.logits[:n].float(),
             projected.float(),
             logits.float(),
             features.float(),
@@ -128,21 +160,22 @@ class DistillRun:
             self._class_of,
             self._shared.temperature,
         )
+        return {**terms._asdict(), "turns": turns_loss(told.float(), classes, turns)}
 
     # --- the start ----------------------------------------------------------------------------
 
-    def _drawn_student(self) -> Distilled:
-        size = self._setting.view.image_size
+    def _drawn(self, make: Callable[[], M], *purpose: str) -> M:
+        """A network to be trained, its parameters drawn."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._stream("initialisation").initial_seed())
-            student = Distilled(self.architecture, self.distilled, self._setting.n_way, size)
+            torch.manual_seed(self._stream("initialisation", *purpose).initial_seed())
+            net = make()
         layout = torch.channels_last
-        return student.to(self._setting.device, memory_format=layout).train()  # type: ignore[call-overload, no-any-return]
+        return net.to(self._setting.device, memory_format=layout).train()  # type: ignore[call-overload, no-any-return]
 
     # --- what is kept -------------------------------------------------------------------------
 
     def progress(self, records: Records) -> dict[str, float | str]:
-        return {name: recent(records, name) for name in Terms._fields}
+        return {name: recent(records, name) for name in TERMS}
 
     def snapshot(self) -> dict[str, Tensor]:
         state = {name: t.detach().clone() for name, t in self._student.state_dict().items()}

@@ -6,10 +6,11 @@ Per image x of the bank, with the student's outputs for all k classes side by si
       + w_ratios * (1 - cos(r(f(x)), r(s(x))))                  r: log-ratios of all k outputs
       + w_features * || P s_z(x) - g(x) ||^2 / p                g: the teachers' features, projected
       + w_labels * -log softmax(s(x))[y]                        of images inverted for class y only
+      + w_turns * L_turns                                       of turned inverted images (turns.py)
 
 The second asks for what is read of the student (stages/common/distilled.py), where the first, for
-each teacher by itself, asks for its answers. The last knows what no teacher does: how to tell its
-classes from another teacher's.
+each teacher by itself, asks for its answers. The last two know what no teacher does: how to tell
+its classes from another teacher's, and which way is up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from stages.common.pool import Teacher
 
 
 class Terms(NamedTuple):
-    """Scalars, unweighted."""
+    """Scalars, unweighted; L_turns, of other images, is not among them."""
 
     kl: Tensor
     ratios: Tensor

@@ -97,6 +97,7 @@ class DistillWeights(Section):
     ratios: NonNegativeFloat
     features: NonNegativeFloat
     labels: NonNegativeFloat
+    turns: NonNegativeFloat
 
 
 class Distill(Section):
@@ -124,6 +125,8 @@ class Distill(Section):
     def _has_classes(self) -> Distill:
         if self.metric and self.inversion == "none":
             raise ValueError("metric = true: allowed with inverted images (inversion not none)")
+        if self.weights.turns and self.inversion == "none":
+            raise ValueError("weights.turns > 0: allowed with inverted images (inversion not none)")
         if not self.procedural and self.inversion == "none":
             raise ValueError("procedural = false, inversion = none: allowed: one of both, or both")
         return self
@@ -159,6 +162,7 @@ class MetaTrain(Section):
     distill_no_outputs: Distill
     distill_no_features: Distill
     distill_no_labels: Distill
+    distill_no_turns: Distill
     distill_no_metric: Distill
 
 

@@ -32,6 +32,7 @@ from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
 from stages.meta_train.readout_metric import readout_metric, views
 from stages.meta_train.remarks import remarks_on
+from stages.meta_train.turns import turned, turns_loss
 from tests.conftest import ROOT, random_state, teacher_info
 
 PARAMS = load(ROOT / "params.yaml")
@@ -330,6 +331,49 @@ def test_the_loss_is_the_formula(double: None, labels: list[int]) -> None:
     assert torch.autograd.gradcheck(loss, (logits, projected))
 
 
+def test_the_loss_of_turns_is_the_formula(double: None) -> None:
+    logits = torch.randn(3, 8, generator=generator(0, "turns")).requires_grad_()  # two classes
+    classes, turns = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2])
+    rows = [logits[i].softmax(0)[j].log() for i, j in ((0, 3), (1, 4), (2, 6))]
+    found = turns_loss(logits, classes, turns)
+    assert found.item() == pytest.approx(-float(sum(rows)) / 3)
+    assert torch.autograd.gradcheck(lambda z: turns_loss(z, classes, turns), logits)
+    assert turns_loss(logits[:0], classes[:0], turns[:0]).item() == 0
+
+
+def test_images_are_turned_by_right_angles() -> None:
+    x = torch.arange(4 * 9.0).view(4, 1, 3, 3)
+    by_hand = [
+        [[0, 1, 2], [3, 4, 5], [6, 7, 8]],
+        [[11, 14, 17], [10, 13, 16], [9, 12, 15]],
+        [[26, 25, 24], [23, 22, 21], [20, 19, 18]],
+        [[33, 30, 27], [34, 31, 28], [35, 32, 29]],
+    ]
+    assert turned(x, torch.arange(4))[:, 0].tolist() == by_hand
+
+
+def test_only_inverted_images_are_turned_by_any_angle(tiny_pool: Path, tmp_path: Path) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "a")
+    drawn = [made._turned_ones(t) for t in range(60)]
+    also, turns = (torch.cat(part) for part in zip(*drawn, strict=True))
+    assert len(also) == 60 * 16 // 4
+    assert set(also.tolist()) == set(range(40, 67))  # all that were inverted, and as they are
+    assert set(turns.tolist()) == {0, 1, 2, 3}
+    assert not len(run(load_pool(tiny_pool), tmp_path / "b", "distill_no_turns")._turned_ones(0)[0])
+
+
+def test_the_linear_map_of_turns_is_learned_and_let_go(tiny_pool: Path, tmp_path: Path) -> None:
+    made = run(load_pool(tiny_pool), tmp_path / "a")
+    plain = run(load_pool(tiny_pool), tmp_path / "b", "distill_no_turns")
+    pairs = zip(made._student.parameters(), plain._student.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)  # the start is the same
+    assert made._turns_head.out_features == 4 * 8  # classes of the tiny pool
+    before = made._turns_head.weight.detach().clone()
+    made.step(0)
+    assert not torch.equal(made._turns_head.weight, before)
+    assert made.snapshot().keys() == plain.snapshot().keys()
+
+
 def test_classes_that_two_teachers_share_are_one(tmp_path: Path) -> None:
     def teacher(info: TeacherInfo) -> Teacher:
         return Teacher(info, build("conv4", 3, 16))
@@ -369,10 +413,10 @@ def test_the_learning_rate_makes_one_cycle() -> None:
 # --- the run ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("term", Terms._fields)
+@pytest.mark.parametrize("term", distill.TERMS)
 def test_it_learns_what_the_teachers_say(term: str, tiny_pool: Path, tmp_path: Path) -> None:
     made = run(load_pool(tiny_pool), tmp_path / "work", "distill_inverted", n=120)
-    only = dict.fromkeys(Terms._fields, 0.0) | {term: 1.0}
+    only = dict.fromkeys(distill.TERMS, 0.0) | {term: 1.0}
     made._own = made._own.model_copy(update={"weights": DistillWeights(**only)})
     values = [made.step(t)[term] for t in range(120)]
     assert sum(values[-20:]) < 0.6 * sum(values[:20])
@@ -534,10 +578,12 @@ def test_what_teachers_cannot_give_is_said(tiny_pool: Path) -> None:
     )
 
 
-def test_a_metric_needs_inverted_images() -> None:
+def test_a_metric_and_turns_need_inverted_images() -> None:
     own = PARAMS.meta_train.distill.model_dump()
     with pytest.raises(ValueError, match="metric = true: allowed with inverted images"):
         Distill(**own | {"inversion": "none"})
+    with pytest.raises(ValueError, match=r"weights\.turns > 0: allowed with inverted images"):
+        Distill(**own | {"inversion": "none", "metric": False})
 
 
 def test_what_learned_nothing_is_not_read(tiny_pool: Path, tmp_path: Path) -> None:
@@ -653,10 +699,17 @@ def test_the_student_sees_images_moved_and_the_teachers_do_not(
     made.step(3)
     stream = generator(0, "meta_train", "distill", "batch", 3)
     drawn = torch.randint(len(made._bank.images), (16,), generator=stream)
-    plain = load_pool(tiny_pool)[0].info.view.of(made._bank.images[drawn])
-    assert torch.equal(given[0], made._moved(plain, 3))
-    assert not torch.equal(given[0], plain)
-    assert all(torch.equal(a, b[drawn]) for a, b in zip(given[1:], made._bank[1:], strict=True))
+    also, turns = made._turned_ones(3)
+    plain = load_pool(tiny_pool)[0].info.view.of(made._bank.images[torch.cat([drawn, also])])
+    moved = made._moved(plain, 3)
+    assert torch.equal(given[0][:16], moved[:16])
+    assert not torch.equal(moved[:16], plain[:16])
+    known = [tensor[drawn] for tensor in made._bank[1:]]
+    assert all(torch.equal(a, b) for a, b in zip(given[1:4], known, strict=True))
+    # Then come the turned ones, moved as well before they are turned.
+    assert torch.equal(given[0][16:], turned(moved[16:], turns))
+    assert torch.equal(given[4], made._class_of[made._bank.labels[also]])
+    assert torch.equal(given[5], turns)
 
 
 def test_a_step_of_distillation_is_that_of_its_parameters(
