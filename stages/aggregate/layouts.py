@@ -158,7 +158,6 @@ _DISTILLED = tuple(
         "distill_no_outputs",
         "distill_no_features",
         "distill_no_labels",
-        "distill_no_turns",
         "distill_no_metric",
     )
 )

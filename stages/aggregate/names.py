@@ -36,8 +36,7 @@ METHODS = {
     "distill_no_prior": "Distilled Conv4-32, inverted images from noise only",
     "distill_no_outputs": "Distilled Conv4-32, without outputs",
     "distill_no_features": "Distilled Conv4-32, without features",
-    "distill_no_labels": "Distilled Conv4-32, without labels, turns and metric",
-    "distill_no_turns": "Distilled Conv4-32, without turns",
+    "distill_no_labels": "Distilled Conv4-32, without labels and metric",
     "distill_no_metric": "Distilled Conv4-32, without metric",
 }
 # What these names and the paper's tables take for granted; a row of another value says so.

@@ -3,7 +3,7 @@
 1. images of every teacher's classes, inverted from procedural ones   (natural_inversion.py)
 2. the bank: these, procedural images, mixtures; what teachers say of them         (bank.py)
 3. the student learns what they say,                                  (distillation_loss.py)
-   and which way up their images are                                              (turns.py)
+   and of which class images are, and how they were turned                        (turns.py)
 4. its readout weighs what tells classes apart                           (readout_metric.py)
 """
 
@@ -29,7 +29,7 @@ from stages.meta_train.methods import Setting
 from stages.meta_train.params import Distill, Distillation, DistillationBudget, DistillWeights
 from stages.meta_train.preparation import filled_bank, inverted_images, stream
 from stages.meta_train.readout_metric import readout_metric, views
-from stages.meta_train.turns import N_TURNS, turned, turns_loss
+from stages.meta_train.turns import Turns, turned, turns_loss
 
 SHOWN = 20  # inverted images of a class that are kept with the learner
 SHOWN_CLASSES = 20  # of a teacher, the first: of a thousand the images would fill the memory
@@ -37,7 +37,7 @@ WEIGHING = 100  # of a class that make the metric: with 20 it was 0.2 / 0.4 poin
 DIRECTIONS = 128  # that the readout's metric changes: with all 577 it was the same to 0.02 points
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 TURNED = 4  # one turned image for so many others of a batch
-TERMS = tuple(DistillWeights.model_fields)  # of the loss
+LOSS_TERMS = tuple(DistillWeights.model_fields)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,15 +81,15 @@ class DistillRun:
             n_directions=DIRECTIONS if own.metric else 0,
         )
         self._class_of = class_numbers(pool).to(setting.device)
-        self._labelled = (self._bank.labels >= 0).nonzero()[:, 0]
-        size, n_classes = setting.view.image_size, int(self._class_of.max()) + 1
         self._student = self._drawn(
-            lambda: Distilled(own.architecture, self.distilled, setting.n_way, size)
+            lambda: Distilled(
+                own.architecture, self.distilled, setting.n_way, setting.view.image_size
+            )
         )
         n_features = self._student.projection.in_features
-        self._turns_head = self._drawn(lambda: nn.Linear(n_features, N_TURNS * n_classes), "turns")
+        self._turns = self._drawn(lambda: Turns(self._classes_to_turn(), n_features), "turns")
         trained = [p for name, p in self._student.named_parameters() if not name.startswith("head")]
-        trained += self._turns_head.parameters()
+        trained += self._turns.parameters()
         self._optimizer = torch.optim.AdamW(trained, shared.lr, weight_decay=shared.weight_decay)
 
     # --- one iteration ------------------------------------------------------------------------
@@ -100,14 +100,14 @@ class DistillRun:
         drawn = torch.randint(
             len(bank.images), (shared.batch_size,), generator=self._stream("batch", t)
         )
-        also, turns = self._turned_ones(t)
-        images = bank.images[torch.cat([drawn, also])].to(self._setting.device)
+        asked = self._turns.draw(math.ceil(shared.batch_size / TURNED), self._stream("turns", t))
+        images = bank.images[torch.cat([drawn, asked.images])].to(self._setting.device)
         x = self._moved(self._setting.view.of(images), t)
+        classes, turns = asked.classes.to(x.device), asked.turns.to(x.device)
         x[len(drawn) :] = turned(x[len(drawn) :], turns)
         logits, features, labels = (tensor[drawn].to(x.device) for tensor in bank[1:])
-        classes = self._class_of[bank.labels[also].to(x.device)]
         terms = self._terms(x, logits, features, labels, classes, turns)
-        loss = sum(getattr(weights, name) * terms[name] for name in TERMS)
+        loss = sum(weight * terms[name] for name, weight in weights)
         self._optimizer.param_groups[0]["lr"] = learning_rate(
             t, self._budget.n_iterations, shared.lr
         )
@@ -116,14 +116,6 @@ class DistillRun:
         self._optimizer.step()
         values = torch.stack([term.detach() for term in (loss, *terms.values())]).tolist()
         return dict(zip(("loss", *terms), values, strict=True))
-
-    def _turned_ones(self, t: int) -> tuple[Tensor, Tensor]:
-        """Images of the bank that are shown turned besides, and by how many right angles."""
-        stream = self._stream("turns", t)
-        n = self._shared.batch_size // TURNED if self._own.weights.turns else 0
-        which = torch.randint(max(len(self._labelled), 1), (n,), generator=stream)
-        turns = torch.randint(N_TURNS, (n,), generator=stream)
-        return self._labelled[which], turns.to(self._setting.device)
 
     def _moved(self, x: Tensor, t: int) -> Tensor:
         """Images mirrored or not, and rolled by a pixel or two: what the teachers say stays.
@@ -149,7 +141,7 @@ class DistillRun:
         with at(self._shared.precision, x.device.type):
             output = self._student.body(x)
             projected = self._student.projection(output.features[:n])
-            told = self._turns_head(output.features[n:])
+            told = self._turns(output.features[n:])
         terms = distillation_terms(
             output.logits[:n].float(),
             projected.float(),
@@ -164,6 +156,12 @@ class DistillRun:
 
     # --- the start ----------------------------------------------------------------------------
 
+    def _classes_to_turn(self) -> Tensor:
+        """Of the bank's images (N,), -1 for those that are not to be turned."""
+        labels = self._bank.labels
+        known = (labels >= 0) & bool(self._own.weights.turns)
+        return torch.where(known, self._class_of.cpu()[labels.clamp(min=0)], -1)
+
     def _drawn(self, make: Callable[[], M], *purpose: str) -> M:
         """A network to be trained, its parameters drawn."""
         with torch.random.fork_rng(devices=[]):
@@ -175,7 +173,7 @@ class DistillRun:
     # --- what is kept -------------------------------------------------------------------------
 
     def progress(self, records: Records) -> dict[str, float | str]:
-        return {name: recent(records, name) for name in TERMS}
+        return {name: recent(records, name) for name in LOSS_TERMS}
 
     def snapshot(self) -> dict[str, Tensor]:
         state = {name: t.detach().clone() for name, t in self._student.state_dict().items()}

@@ -10,7 +10,7 @@ Per image x of the bank, with the student's outputs for all k classes side by si
 
 The second asks for what is read of the student (stages/common/distilled.py), where the first, for
 each teacher by itself, asks for its answers. The last two know what no teacher does: how to tell
-its classes from another teacher's, and which way is up.
+its classes from another teacher's, turned or not.
 """
 
 from __future__ import annotations

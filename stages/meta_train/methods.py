@@ -118,7 +118,6 @@ METHODS = {
     "distill_no_outputs": _DISTILL,
     "distill_no_features": _DISTILL,
     "distill_no_labels": _DISTILL,
-    "distill_no_turns": _DISTILL,
     "distill_no_metric": _DISTILL,
     # Does a better start help meta-learning?
     "eci_distilled": Method(

@@ -162,7 +162,6 @@ class MetaTrain(Section):
     distill_no_outputs: Distill
     distill_no_features: Distill
     distill_no_labels: Distill
-    distill_no_turns: Distill
     distill_no_metric: Distill
 
 

@@ -44,9 +44,7 @@ def readout_metric(
 
     Zeros if no class has enough images.
     """
-    _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
-    enough = counts[labels] >= MIN_IMAGES
-    _, labels = labels[enough].unique(return_inverse=True)
+    enough, labels = of_enough(labels)
     labels, features = labels.repeat(len(features)), features[:, enough].flatten(0, 1)
     c = params.strength
     means = _class_means(features, labels)
@@ -56,6 +54,16 @@ def readout_metric(
     weighed = amplify(damp(features, damped), amplified)
     common = _scaled_directions(weighed, c, -params.common, N_COMMON)
     return ReadoutMetric(damped, amplified, common)
+
+
+def of_enough(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the images with labels (n,) have a class of MIN_IMAGES or more: bool (n,).
+
+    And the labels of these, numbered anew: 0, 1, ...
+    """
+    _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
+    enough = counts[labels] >= MIN_IMAGES
+    return enough, labels[enough].unique(return_inverse=True)[1]
 
 
 def _class_means(features: Tensor, labels: Tensor) -> Tensor:

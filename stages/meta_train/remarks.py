@@ -20,13 +20,16 @@ def remarks_on(pool: Sequence[Teacher], own: Any, budget: Any) -> list[str]:
     """Sentences on the teachers of a method with the parameters `own`; mostly none."""
     plain: list[Teacher] = []
     few: list[Teacher] = []
+    wanting = ""
     if isinstance(own, NoCurriculum) or (isinstance(own, Distill) and own.inversion != "none"):
         plain = [teacher for teacher in pool if not bn_layers(teacher.net)]
-    if isinstance(own, Distill) and own.metric:
-        few = _too_few_images(pool, budget.inverted_images)
+    if isinstance(own, Distill):
+        uses = {"the metric": own.metric, "turned copies": own.weights.turns > 0}
+        wanting = " and ".join(name for name, used in uses.items() if used)
+        few = _too_few_images(pool, budget.inverted_images) if wanting else []
     said = {
         "no BatchNorm, so inverted without its statistics": plain,
-        f"fewer than {MIN_IMAGES} inverted images of each class, too few for the metric": few,
+        f"fewer than {MIN_IMAGES} inverted images of each class, too few for {wanting}": few,
     }
     return [f"{what}: {_names(teachers)}" for what, teachers in said.items() if teachers]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,10 +29,10 @@ from stages.meta_train.bank import Mixtures, PrincipalComponents, batch_of, fill
 from stages.meta_train.distill import DistillRun, learning_rate
 from stages.meta_train.distillation_loss import Terms, class_numbers, distillation_terms
 from stages.meta_train.methods import Setting
-from stages.meta_train.params import Distill, DistillationBudget, DistillWeights
+from stages.meta_train.params import Distill, DistillationBudget
 from stages.meta_train.readout_metric import readout_metric, views
 from stages.meta_train.remarks import remarks_on
-from stages.meta_train.turns import turned, turns_loss
+from stages.meta_train.turns import Turns, turned, turns_loss
 from tests.conftest import ROOT, random_state, teacher_info
 
 PARAMS = load(ROOT / "params.yaml")
@@ -74,6 +74,7 @@ def run(
     n_images: int = 9,
     inversion: NaturalInversion = INVERSION,
     saved: Callable[[], None] = lambda: None,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> DistillRun:
     shared = PARAMS.meta_train.distillation.model_copy(
         update={
@@ -85,6 +86,7 @@ def run(
     )
     folder.mkdir(exist_ok=True)
     own = getattr(PARAMS.meta_train, method)
+    own = own.model_copy(update={"weights": own.weights.model_copy(update=weights)})
     given = replace(setting(pool, folder, n, n_images), kept=Kept(folder, saved))
     return DistillRun(pool, shared, own, given)
 
@@ -336,7 +338,7 @@ def test_the_loss_of_turns_is_the_formula(double: None) -> None:
     classes, turns = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2])
     rows = [logits[i].softmax(0)[j].log() for i, j in ((0, 3), (1, 4), (2, 6))]
     found = turns_loss(logits, classes, turns)
-    assert found.item() == pytest.approx(-float(sum(rows)) / 3)
+    assert found.item() == pytest.approx(-sum(row.item() for row in rows) / 3)
     assert torch.autograd.gradcheck(lambda z: turns_loss(z, classes, turns), logits)
     assert turns_loss(logits[:0], classes[:0], turns[:0]).item() == 0
 
@@ -352,26 +354,60 @@ def test_images_are_turned_by_right_angles() -> None:
     assert turned(x, torch.arange(4))[:, 0].tolist() == by_hand
 
 
-def test_only_inverted_images_are_turned_by_any_angle(tiny_pool: Path, tmp_path: Path) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "a")
-    drawn = [made._turned_ones(t) for t in range(60)]
-    also, turns = (torch.cat(part) for part in zip(*drawn, strict=True))
-    assert len(also) == 60 * 16 // 4
-    assert set(also.tolist()) == set(range(40, 67))  # all that were inverted, and as they are
-    assert set(turns.tolist()) == {0, 1, 2, 3}
-    assert not len(run(load_pool(tiny_pool), tmp_path / "b", "distill_no_turns")._turned_ones(0)[0])
+def test_images_of_classes_that_have_enough_are_turned_by_any_angle() -> None:
+    classes = torch.tensor([-1] * 4 + [2] * 5 + [0] * 4 + [7] * 6 + [-1])
+    asked_of = Turns(classes, n_features=3)
+    assert asked_of(torch.zeros(5, 3)).shape == (5, 4 * 2)  # of classes 2 and 7
+    drawn = [asked_of.draw(10, generator(t, "turns")) for t in range(30)]
+    images, own, turns = (torch.cat(part) for part in zip(*drawn, strict=True))
+    assert set(images.tolist()) == {4, 5, 6, 7, 8, *range(13, 19)}
+    assert torch.equal(own, (images >= 13).long())
+    assert set(zip(own.tolist(), turns.tolist(), strict=True)) == {
+        (c, k) for c in range(2) for k in range(4)
+    }
+
+
+def test_without_images_to_turn_nothing_is_asked() -> None:
+    for classes in (torch.full((9,), -1), torch.arange(9)):  # none, and one of each class
+        none = Turns(classes, n_features=3)
+        assert [len(part) for part in none.draw(8, generator(0, "turns"))] == [0, 0, 0]
+        assert not [*none.parameters()]
+        assert none(torch.zeros(0, 3)).shape == (0, 0)
 
 
 def test_the_linear_map_of_turns_is_learned_and_let_go(tiny_pool: Path, tmp_path: Path) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "a")
-    plain = run(load_pool(tiny_pool), tmp_path / "b", "distill_no_turns")
+    pool = load_pool(tiny_pool)
+    made = run(pool, tmp_path / "a", "distill_64", n_images=15)
+    plain = run(pool, tmp_path / "b", "distill_64", n_images=15, weights={"turns": 0.0})
     pairs = zip(made._student.parameters(), plain._student.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)  # the start is the same
-    assert made._turns_head.out_features == 4 * 8  # classes of the tiny pool
-    before = made._turns_head.weight.detach().clone()
+    assert not [*plain._turns.parameters()]
+    head = made._turns.head
+    assert head is not None
+    assert head.out_features == 4 * 8  # classes of the tiny pool
     made.step(0)
-    assert not torch.equal(made._turns_head.weight, before)
-    assert made.snapshot().keys() == plain.snapshot().keys()
+    assert head.weight.grad is not None
+    assert head.weight.grad.any()
+    net = Distilled("conv4_64", made.distilled, 3, 16)
+    net.load_state_dict(made.snapshot())  # and nothing else
+
+
+def test_classes_of_images_are_turned_as_the_bank_names_them(
+    tiny_pool: Path, tmp_path: Path
+) -> None:
+    """Class "b" is taught by two teachers; images of a class have one number."""
+    pool = named(load_pool(tiny_pool)[:2], "a", "b", "c", "d", "e", "b")
+    made = run(pool, tmp_path / "work", "distill_64", n_images=15)
+    asked = made._turns.draw(400, generator(0, "turns"))
+    first_of = {0: "a", 1: "b", 2: "c", 4: "d", 5: "e", 6: "b"}  # output 3 is spare
+    names = [first_of[int(label)] for label in made._bank.labels[asked.images]]
+    assert {(name, int(c)) for name, c in zip(names, asked.classes, strict=True)} == {
+        ("a", 0),
+        ("b", 1),
+        ("c", 2),
+        ("d", 3),
+        ("e", 4),
+    }
 
 
 def test_classes_that_two_teachers_share_are_one(tmp_path: Path) -> None:
@@ -413,25 +449,29 @@ def test_the_learning_rate_makes_one_cycle() -> None:
 # --- the run ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("term", distill.TERMS)
-def test_it_learns_what_the_teachers_say(term: str, tiny_pool: Path, tmp_path: Path) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "work", "distill_inverted", n=120)
-    only = dict.fromkeys(distill.TERMS, 0.0) | {term: 1.0}
-    made._own = made._own.model_copy(update={"weights": DistillWeights(**only)})
-    values = [made.step(t)[term] for t in range(120)]
-    assert sum(values[-20:]) < 0.6 * sum(values[:20])
+@pytest.mark.parametrize("term", distill.LOSS_TERMS)
+def test_it_learns_what_it_is_asked(
+    term: str, tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "TURNED", 1)  # sixteen of a step
+    only = dict.fromkeys(distill.LOSS_TERMS, 0.0) | {term: 1.0}
+    pool = load_pool(tiny_pool)
+    made = run(pool, tmp_path / "work", "distill_inverted", n=200, n_images=15, weights=only)
+    values = [made.step(t)[term] for t in range(200)]
+    # Turns have 32 answers.
+    assert sum(values[-20:]) < (0.8 if term == "turns" else 0.6) * sum(values[:20])
 
 
 def test_resuming_gives_the_bytes_of_an_uninterrupted_run(tiny_pool: Path, tmp_path: Path) -> None:
     pool = load_pool(tiny_pool)
-    whole = run(pool, tmp_path / "a")
-    first = run(pool, tmp_path / "b")
+    whole = run(pool, tmp_path / "a", "distill_64", n_images=15)
+    first = run(pool, tmp_path / "b", "distill_64", n_images=15)
     expected = [whole.step(t) for t in range(6)]
     records = [first.step(t) for t in range(3)]
     # Killed while it made the images: those of two teachers are there, the rest is made anew.
     (tmp_path / "b" / "bank.safetensors").unlink()
     (tmp_path / "b" / "inverted-02.safetensors").unlink()
-    second = run(pool, tmp_path / "b")
+    second = run(pool, tmp_path / "b", "distill_64", n_images=15)
     second.load_state({name: t.clone() for name, t in first.state().items()})
     records += [second.step(t) for t in range(3, 6)]
     assert records == expected
@@ -563,6 +603,8 @@ def test_what_teachers_cannot_give_is_said(tiny_pool: Path) -> None:
     assert said(methods.distill, 13) == []  # 5, 4 and 4 of three classes
     few = "fewer than 5 inverted images of each class, too few for the metric: "
     assert said(methods.distill, 12) == [f"{few}teacher-00, teacher-01"]
+    both = few.replace("the metric", "the metric and turned copies")
+    assert said(methods.distill_64, 12) == [f"{both}teacher-00, teacher-01"]
     assert said(methods.distill_no_metric, 12) == said(methods.ei, 12) == []
     # A class that two teachers know has the images of both.
     names = {key: getattr(pool[0].info, key) for key in ("dataset", "class_ids", "class_names")}
@@ -583,7 +625,10 @@ def test_a_metric_and_turns_need_inverted_images() -> None:
     with pytest.raises(ValueError, match="metric = true: allowed with inverted images"):
         Distill(**own | {"inversion": "none"})
     with pytest.raises(ValueError, match=r"weights\.turns > 0: allowed with inverted images"):
-        Distill(**own | {"inversion": "none", "metric": False})
+        Distill(
+            **own
+            | {"inversion": "none", "metric": False, "weights": own["weights"] | {"turns": 0.3}}
+        )
 
 
 def test_what_learned_nothing_is_not_read(tiny_pool: Path, tmp_path: Path) -> None:
@@ -679,7 +724,7 @@ def test_all_terms_are_zero_where_the_student_is_the_teacher() -> None:
 def test_the_student_sees_images_moved_and_the_teachers_do_not(
     tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "work")
+    made = run(load_pool(tiny_pool), tmp_path / "work", "distill_64", n_images=15)
     x = torch.randn(8, 3, 16, 16, generator=generator(0, "x"))
     seen = {tuple(made._moved(x, t).flatten().tolist()) for t in range(6)}
     assert len(seen) > 1
@@ -699,23 +744,26 @@ def test_the_student_sees_images_moved_and_the_teachers_do_not(
     made.step(3)
     stream = generator(0, "meta_train", "distill", "batch", 3)
     drawn = torch.randint(len(made._bank.images), (16,), generator=stream)
-    also, turns = made._turned_ones(3)
-    plain = load_pool(tiny_pool)[0].info.view.of(made._bank.images[torch.cat([drawn, also])])
+    asked = made._turns.draw(4, generator(0, "meta_train", "distill", "turns", 3))
+    shown = made._bank.images[torch.cat([drawn, asked.images])]
+    plain = load_pool(tiny_pool)[0].info.view.of(shown)
     moved = made._moved(plain, 3)
     assert torch.equal(given[0][:16], moved[:16])
     assert not torch.equal(moved[:16], plain[:16])
     known = [tensor[drawn] for tensor in made._bank[1:]]
     assert all(torch.equal(a, b) for a, b in zip(given[1:4], known, strict=True))
     # Then come the turned ones, moved as well before they are turned.
-    assert torch.equal(given[0][16:], turned(moved[16:], turns))
-    assert torch.equal(given[4], made._class_of[made._bank.labels[also]])
-    assert torch.equal(given[5], turns)
+    assert len(given[0]) == 16 + 4
+    assert torch.equal(given[0][16:], turned(moved[16:], asked.turns))
+    assert torch.equal(given[4], asked.classes)
+    assert torch.equal(given[5], asked.turns)
 
 
 def test_a_step_of_distillation_is_that_of_its_parameters(
     tiny_pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = run(load_pool(tiny_pool), tmp_path / "work", n=20)
+    weights = {"kl": 1.0, "ratios": 2.0, "features": 0.5, "labels": 0.25, "turns": 3.0}
+    made = run(load_pool(tiny_pool), tmp_path / "work", n=20, n_images=15, weights=weights)
     group, shared = made._optimizer.param_groups[0], made._shared
     assert group["weight_decay"] == shared.weight_decay
     asked: list[float] = []
@@ -726,8 +774,9 @@ def test_a_step_of_distillation_is_that_of_its_parameters(
 
     monkeypatch.setattr(distill, "distillation_terms", terms)
     for t in (0, 5, 19):
-        made.step(t)
+        record = made.step(t)
         assert group["lr"] == learning_rate(t, 20, shared.lr)
+        assert record["loss"] == pytest.approx(sum(w * record[name] for name, w in weights.items()))
     assert asked == [shared.temperature] * 3
 
 
