@@ -1,8 +1,8 @@
 """Unfinished work survives: one folder a job, named by everything that decides its result.
 
-`.work/<fingerprint>/` lies under the project's root (DVC_ROOT), is ignored by git and DVC, and is
-removed when the job's outputs are in place. An exclusive lock keeps two processes off one job: a
-killed DVC leaves its training child running.
+`.work/<stage>-<fingerprint>/` lies under the project's root (DVC_ROOT), is ignored by git and DVC,
+and is removed when the job's outputs are in place. An exclusive lock keeps two processes off one
+job: a killed DVC leaves its training child running.
 """
 
 from __future__ import annotations

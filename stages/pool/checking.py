@@ -29,7 +29,9 @@ Moments = tuple[Tensor, Tensor]  # mean and biased variance of each channel, (c,
 
 N_IMAGES = 256
 CHUNK = 32  # images at once
-DEAD = 1e-3  # spread of a probability over all images, below which a teacher is dead
+# Deviation of a log-probability over all images, below which a teacher is dead. Not of a
+# probability: one that is sure of everything has 1.0 of every image, and may tell them apart.
+DEAD = 1e-3
 # Another normalisation is named where the manifest's misfit is above MISFIT, the other's below half
 # of it and below FITS: where none fits (X-rays, scans, digits), the images are unlike procedural
 # ones, and nothing is known of the normalisation. Measured on 13 Conv4 teachers of CIFAR-FS: with
@@ -77,9 +79,9 @@ def findings(teacher: Teacher) -> list[str]:
     logits, moments = answers(teacher, images, teacher.info.normalisation)
     if are_probabilities(logits):
         found.append(PROBABILITIES)
-    spread = logits.softmax(1).std(0).max()
+    spread = logits.log_softmax(1).std(0).max()
     if not spread > DEAD:
-        found.append(f"dead: its probabilities vary by {spread:.1g} over {N_IMAGES} images")
+        found.append(f"dead: its log-probabilities vary by {spread:.1g} over {N_IMAGES} images")
     if moments is not None and (better := _better_normalisation(teacher, images, moments)):
         found.append(better)
     return found

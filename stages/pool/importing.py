@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -119,8 +120,11 @@ def _check_description(
                 f"{source}: the name {name!r} is a {type(name).__name__}: allowed: text, as the"
                 " name of a data set and of each class"
             )
-    if len(set(class_names)) != len(class_names) or len(class_names) < 2:
-        raise BadInput(f"{source}: classes {', '.join(class_names)}: allowed: two or more, unlike")
+    twice = [name for name, n in Counter(class_names).items() if n > 1]
+    if twice:
+        raise BadInput(f"{source}: the class {twice[0]!r} is named twice: allowed: once")
+    if len(class_names) < 2:
+        raise BadInput(f"{source}: classes {', '.join(class_names)}: allowed: two or more")
     if outputs < len(class_names):
         raise BadInput(f"{source}: {len(class_names)} classes for {outputs} outputs")
     numbers = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))

@@ -1,9 +1,9 @@
 """Images of any kind as pixels: files, PIL images, arrays, tensors.
 
 An image that is not square is scaled so that its shorter side fits and cropped at the centre. What
-is transparent is white. Of grey in more than 8 bits nothing says what white is (cameras of 12 bits
-write files of 16): 1 or 255 for floats, 255, 4095 or 65535 for whole numbers, the least of them
-that no pixel exceeds; else the image's own lightest is white and its darkest black.
+is transparent is white. Of grey in more than 8 bits few files say what white is (PGM does; cameras
+of 12 bits write files of 16): 1 or 255 for floats, 255, 4095 or 65535 for whole numbers, the least
+of them that no pixel exceeds; else its own lightest is white and its darkest black.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from stages.interface.errors import BadInput
@@ -41,6 +42,8 @@ CHANNELS = (1, 3, 4)
 WHITE = dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), (255, 4095, 65535)) | {
     "F": (1, 255)
 }
+PHOTOMETRIC = 262  # TIFF's tag of what a 0 means
+WHITE_IS_ZERO = 0
 
 
 def image_files(place: Path) -> list[Path]:
@@ -54,7 +57,11 @@ def image_files(place: Path) -> list[Path]:
         raise BadInput(f"{place}: no such file or folder")
     files = [path for path in _visible(place) if _is_image(path)]
     if not files:
-        raise BadInput(f"{place}: no image in this folder (files ending in .png, .jpg, ...)")
+        others = ", ".join(path.name for path in passed_over(place)[:3])
+        raise BadInput(
+            f"{place}: no image in this folder (files ending in .png, .jpg, ...)"
+            + (f"; not read: {others}" if others else "")
+        )
     return files
 
 
@@ -151,24 +158,41 @@ def _rgb(image: Image.Image) -> Image.Image:
     """As it is meant to be seen. Raises ValueError if there is nothing to see."""
     if 0 in image.size:
         raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
-    # Phones store a turned picture with a note of how to turn it back.
-    image = ImageOps.exif_transpose(image)
-    if image.mode in WHITE:
-        image = _shallow(image)
+    white, negative = WHITE.get(image.mode), _is_negative(image)
+    if white and image.format == "PPM":
+        white = white[-1:]  # Pillow has scaled a PGM by its own maximum
+    image = _upright(image)
+    if white:
+        image = _shallow(image, white)
+        image = ImageOps.invert(image) if negative else image
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
     return image.convert("RGB")
 
 
-def _shallow(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits as grey of 8."""
+def _is_negative(image: Image.Image) -> bool:
+    """A scan whose 0 is white, which Pillow turns by itself only in 8 bits or fewer."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned back: phones store a turned picture with a note of how."""
+    image.load()  # what is broken in the picture itself is an error
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever Pillow makes of a broken note
+        return image
+
+
+def _shallow(image: Image.Image, whites: Sequence[int]) -> Image.Image:
+    """Grey of more than 8 bits as of 8; white is the first of `whites` that no pixel exceeds."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds numbers that are not finite")
     black, lightest = values.min(), values.max()
-    white = next((white for white in WHITE[image.mode] if black >= 0 and lightest <= white), None)
+    white = next((white for white in whites if black >= 0 and lightest <= white), None)
     if white is not None:
         black, lightest = 0, white
     share = (values - black) / (lightest - black or 1)

@@ -36,7 +36,7 @@ def test_bad_pools_end_in_one_sentence(tiny_pool: Path, tmp_path: Path) -> None:
     content = json.loads(good)
     content["teachers"][1]["class_names"][0] = "zebra"
     manifest.write_text(json.dumps(content))
-    with pytest.raises(BadInput, match=r"teacher-01.*its class_names is .*the manifest says"):
+    with pytest.raises(BadInput, match=r"teacher-01.*its class_names\[0\] is .* says 'zebra'"):
         load_pool(tiny_pool)
 
     content = json.loads(good)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,34 @@ def test_every_value_of_params_yaml_is_commented() -> None:
     values = [line for line in lines if re.match(r"\s*\w+: +[^#\s]", line)]
     assert len(values) > 50
     assert [line for line in values if "#" not in line] == []
+
+
+LEFT_OUT = {
+    "procedural": {"inversion": "none", "metric": False},
+    "inverted": {"procedural": False},
+    "noise": {"inversion": "noise"},
+    "no_prior": {"procedural": False, "inversion": "noise"},
+    "no_outputs": {"weights.kl": 0.0, "weights.ratios": 0.0},
+    "no_features": {"weights.features": 0.0, "readout": "features+log_ratios"},
+    "no_labels": {"weights.labels": 0.0, "metric": False},
+    "no_metric": {"metric": False},
+}
+
+
+def test_every_part_of_distill_is_without_what_its_name_says_and_with_all_else() -> None:
+    sections = params.load(ROOT / "params.yaml").meta_train.model_dump()
+    whole = _flat(sections["distill"])
+    parts = {name: _flat(s) for name, s in sections.items() if name.startswith("distill_")}
+    del parts["distill_64"]
+    assert {name: dict(part.items() - whole.items()) for name, part in parts.items()} == {
+        f"distill_{name}": change for name, change in LEFT_OUT.items()
+    }
+
+
+def _flat(section: Mapping[str, object], above: str = "") -> dict[str, object]:
+    """A section's values by dotted key."""
+    found: dict[str, object] = {}
+    for name, value in section.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{above}{name}.") if inner else {above + name: value}
+    return found

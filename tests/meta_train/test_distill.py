@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common import natural_inversion
 from stages.common.architectures import bn_layers, build
 from stages.common.distilled import Distilled, ReadoutMetric
+from stages.common.inversion import InversionLoss
 from stages.common.kept import Kept
 from stages.common.natural_inversion import Labelled, invert, n_batches
+from stages.common.networks import Foreign
 from stages.common.params import InversionWeights, NaturalInversion
 from stages.common.pool import Teacher, TeacherInfo, load_pool
 from stages.common.seeds import generator
@@ -110,6 +112,31 @@ def trained() -> Teacher:
     return Teacher(info, net.eval().requires_grad_(False))
 
 
+class TinyViT(nn.Module):
+    """A vision transformer: patches, attention, LayerNorm, and images of 16 pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.places = nn.Parameter(torch.zeros(16, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).mT + self.places
+        return self.head(self.norm(self.block(tokens)).mean(1))
+
+
+def transformer(number: int) -> Teacher:
+    """From elsewhere, untrained, the same every time."""
+    info = teacher_info(number, architecture="vit")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Foreign(TinyViT(), info.n_outputs, info.image_size)
+    return Teacher(info, net.eval().requires_grad_(False))
+
+
 @pytest.mark.parametrize("start", ["procedural", "noise"])
 @pytest.mark.parametrize("term", ["cross_entropy", "bn_statistics"])
 def test_inversion_lowers_its_loss_with_valid_pixels(
@@ -136,6 +163,21 @@ def test_inversion_lowers_its_loss_with_valid_pixels(
         return float(getattr(loss(state, x, made.labels), term))
 
     assert judged(after) < 0.6 * judged(before)
+
+
+def test_a_transformer_is_inverted_without_the_term_that_it_has_not() -> None:
+    teacher = transformer(0)
+    ((state, loss),) = teacher_losses(
+        [teacher], INVERSION.weights, "float32", lambda n: lambda f: f
+    )
+    given = (teacher.info, state, loss, WANTED, "procedural", INVERSION)
+    before, after = (invert(*given, n, generator(0, "invert"), "cpu") for n in (1, 60))
+
+    def judged(made: Labelled) -> InversionLoss:
+        return loss(state, teacher.info.normalisation.apply(made.images), made.labels)
+
+    assert judged(after).cross_entropy < 0.6 * judged(before).cross_entropy
+    assert judged(after).bn_statistics == 0
 
 
 def test_large_images_are_inverted_fewer_at_a_time() -> None:
@@ -683,7 +725,7 @@ def test_inversion_starts_where_the_method_says(tiny_pool: Path, tmp_path: Path)
 
 
 def test_teachers_of_any_form_are_distilled_together(tmp_path: Path) -> None:
-    """SH and MH: other architectures, sizes and normalisations; one without BatchNorm."""
+    """SH and MH: other architectures, sizes and normalisations; a transformer."""
     infos = [
         teacher_info(0),
         teacher_info(1, architecture="resnet10", image_size=24, mean=(0.4, 0.4, 0.4)),
@@ -693,10 +735,8 @@ def test_teachers_of_any_form_are_distilled_together(tmp_path: Path) -> None:
         net = build(info.architecture, info.n_outputs, info.image_size)
         net.load_state_dict(random_state(info))
         pool.append(Teacher(info, net.eval().requires_grad_(False)))
-    plain = build("conv4", 3, 16)
-    plain.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
-    pool.append(Teacher(teacher_info(2, architecture="plain"), plain.eval().requires_grad_(False)))
-    assert not bn_layers(plain)
+    pool.append(transformer(2))
+    assert not bn_layers(pool[2].net)
     made = run(pool, tmp_path / "work", n_images=15)
     assert made._bank.images.shape[1:] == (16, 16, 3)
     assert torch.isfinite(torch.tensor(list(made.step(0).values()))).all()

@@ -231,9 +231,8 @@ def test_a_table_of_every_row_names_cells_of_the_grid_alone(task: str, tmp_path:
         if key.startswith(f"{task}-1shot") and key.endswith("eci")
     ]
     (layout,) = every_row(cells)
-    assert {f"{task}-{n}shot-{name}" for n in (1, 5) for name in ("pool", "ei", "eci")} <= (
-        cells_of(layout)
-    )
+    always = ("pool", "ei", "eci", "distill")
+    assert {f"{task}-{n}shot-{name}" for n in (1, 5) for name in always} <= cells_of(layout)
     assert cells_of(layout) <= set(CELLS)
 
 

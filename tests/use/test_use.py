@@ -387,6 +387,38 @@ def test_grey_of_any_depth_is_grey_of_eight_bits(
         assert np.abs(pixels(form, 4).numpy() - expected).max() <= 1
 
 
+def test_a_dark_pgm_stays_dark(tmp_path: Path) -> None:
+    """Its header says what white is."""
+    rows = "\n".join(" ".join(str(round(60 * v)) for v in row) for row in RAMP)
+    (tmp_path / "x.pgm").write_text(f"P2\n4 4\n1023\n{rows}\n")
+    assert np.abs(pixels(tmp_path / "x.pgm", 4)[..., 0].numpy() - RAMP * 60 / 1023 * 255).max() <= 1
+
+
+def test_a_scan_whose_zero_is_white_is_no_negative(tmp_path: Path) -> None:
+    """Pillow turns such in 8 bits, and 16 it neither writes nor reads turned."""
+    files = {
+        tmp_path / "8.tif": (RAMP * 255).round().astype(np.uint8),
+        tmp_path / "16.tif": ((1 - RAMP) * 65535).round().astype(np.uint16),
+    }
+    for path, values in files.items():
+        Image.fromarray(values).save(path, tiffinfo={262: 0})
+        with Image.open(path) as file:
+            assert file.tag_v2[262] == 0
+        assert np.abs(pixels(path, 4)[..., 0].numpy() - RAMP * 255).max() <= 1
+
+
+def test_a_photograph_whose_note_is_broken_is_read_as_it_lies(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 5))  # white above
+    for i, dpi in enumerate((None, (72, 72))):
+        path = tmp_path / f"{i}.jpg"
+        image.save(path, exif=b"Exif\0\0no TIFF header", **({"dpi": dpi} if dpi else {}))
+        assert pixels(path, 20)[0].float().mean() > 250
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadInput, match="not a readable image"):
+        pixels(path, 20)
+
+
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     array = np.zeros((8, 8, 4), np.uint8)
     array[..., 0] = 200  # red,
@@ -404,9 +436,26 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     assert pixels(tmp_path / "x.gif", 4).min() == 255
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"])
-def test_every_mode_of_pillow_is_read(mode: str) -> None:
-    assert pixels(Image.new("L", (4, 4), 255).convert(mode), 4).min() >= 254
+@pytest.mark.parametrize(
+    "mode",
+    ["L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"],
+)
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_every_mode_of_pillow_is_read(mode: str, grey: int) -> None:
+    image = Image.new("L", (4, 4), grey)
+    image.putpixel((0, 0), 255)
+    if mode == "RGBa":
+        image = image.convert("RGBA")
+    seen = pixels(image.convert(mode), 4)
+    assert (seen[1:].float() - grey).abs().max() <= 1
+    assert seen[0, 0].min() >= 254
+
+
+def test_two_of_colours_are_black_and_white() -> None:
+    image = Image.new("1", (4, 4), 0)
+    image.putpixel((0, 0), 1)
+    assert pixels(image, 4)[..., 0].unique().tolist() == [0, 255]
+    assert pixels(image, 4)[0, 0].min() == 255
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (8, 8, 1)])
@@ -670,6 +719,7 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
         (others / "red-0.png").write_bytes(whole[: len(whole) // 2])
     elif what == "empty class":
         (support / "yellow").mkdir()
+        (support / "yellow" / "phone.heic").touch()
     elif what == "one class":
         support = support.parent / "one"
         (support / "red").mkdir(parents=True)
@@ -698,7 +748,8 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
         ("truncated", "red-0.png: not a readable image"),
         ("class name", "predicted: a class may not be called image or predicted"),
         ("too large", "broken.png: not a readable image"),
-        ("empty class", "yellow: no image in this folder"),
+        ("empty class", "yellow: no image in this folder (files ending in .png, .jpg, ...); not"),
+        ("empty class", "read: phone.heic"),
         ("one class", "needs two or more; found: red"),
         ("no folder", "nowhere: no such folder"),
         ("nothing to predict", "nothing: no image in this folder"),
