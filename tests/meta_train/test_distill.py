@@ -176,7 +176,7 @@ def test_a_transformer_is_inverted_without_the_term_that_it_has_not() -> None:
     def judged(made: Labelled) -> InversionLoss:
         return loss(state, teacher.info.normalisation.apply(made.images), made.labels)
 
-    assert judged(after).cross_entropy < 0.6 * judged(before).cross_entropy
+    assert judged(after).cross_entropy < 0.85 * judged(before).cross_entropy
     assert judged(after).bn_statistics == 0
 
 
