@@ -39,8 +39,9 @@ ALLOWED = (
 )
 CHANNELS = (1, 3, 4)
 # What white may be, by Pillow's names of grey of more than 8 bits.
-WHITE = dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), (255, 4095, 65535)) | {
-    "F": (1, 255)
+WHITE: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I"), (255, 4095, 65535)),
+    "F": (1, 255),
 }
 PHOTOMETRIC = 262  # TIFF's tag of what a 0 means
 WHITE_IS_ZERO = 0
@@ -159,8 +160,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
     white, negative = WHITE.get(image.mode), _is_negative(image)
-    if white and image.format == "PPM":
-        white = white[-1:]  # Pillow has scaled a PGM by its own maximum
+    if white and image.format == "PPM" and image.mode != "F":
+        white = white[-1:]  # Pillow has scaled a PGM by its own maximum, a PFM has none
     image = _upright(image)
     if white:
         image = _shallow(image, white)

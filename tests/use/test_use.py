@@ -374,6 +374,7 @@ RAMP = np.linspace(0, 1, 16).reshape(4, 4)  # from black to white
         ((RAMP * 4095).round().astype(np.uint16), "tif"),  # of a camera of 12 bits
         ((RAMP * 1e6).round().astype(np.int32) - 77, "tif"),  # of no known scale: its own
         (RAMP.astype(np.float32), "tif"),
+        (RAMP.astype(np.float32), "pfm"),
         ((RAMP * 9000 - 500).astype(np.float32), "tif"),
     ],
 )
