@@ -251,8 +251,8 @@ def test_what_is_installed_has_every_file_that_is_read() -> None:
 
 
 def test_the_grid_stays_small() -> None:
-    """`dvc repro` with nothing to do takes 0.8 s of 84 stages, 1.7 of 289 and 387, 1.9 of 388."""
-    assert len(resolved()) < 389
+    """`dvc repro` with nothing to do takes 0.8 s of 84 stages, 1.9 of 388, 1.7 of 400 elsewhere."""
+    assert len(resolved()) < 401
 
 
 def test_git_sees_tables_and_dvc_does_not_see_caches() -> None:
