@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from stages.interface.errors import BadInput
+from stages.interface.errors import BadInput, first_of
 
 # Of files that a folder is searched for: what Pillow reads as pixels by itself. It registers more
 # (.pdf, .mpg, .h5, .eps), which it can only write, only recognise, or reads by other programs, and
@@ -58,7 +58,7 @@ def image_files(place: Path) -> list[Path]:
         raise BadInput(f"{place}: no such file or folder")
     files = [path for path in _visible(place) if _is_image(path)]
     if not files:
-        others = ", ".join(path.name for path in passed_over(place)[:3])
+        others = first_of((text(path.name) for path in passed_over(place)), 3)
         raise BadInput(
             f"{place}: no image in this folder (files ending in .png, .jpg, ...)"
             + (f"; not read: {others}" if others else "")

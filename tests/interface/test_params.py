@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from stages.check import app, cell_key, check_cell, check_own_pool
 from stages.common.pool import load_manifest, save_manifest
 from stages.interface import params
 from stages.interface.errors import BadInput
+from stages.interface.provenance import flat
 from tests.conftest import ROOT
 
 
@@ -301,18 +301,9 @@ LEFT_OUT = {
 
 def test_every_part_of_distill_is_without_what_its_name_says_and_with_all_else() -> None:
     sections = params.load(ROOT / "params.yaml").meta_train.model_dump()
-    whole = _flat(sections["distill"])
-    parts = {name: _flat(s) for name, s in sections.items() if name.startswith("distill_")}
+    whole = flat(sections["distill"])
+    parts = {name: flat(s) for name, s in sections.items() if name.startswith("distill_")}
     del parts["distill_64"]
     assert {name: dict(part.items() - whole.items()) for name, part in parts.items()} == {
         f"distill_{name}": change for name, change in LEFT_OUT.items()
     }
-
-
-def _flat(section: Mapping[str, object], above: str = "") -> dict[str, object]:
-    """A section's values by dotted key."""
-    found: dict[str, object] = {}
-    for name, value in section.items():
-        inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{above}{name}.") if inner else {above + name: value}
-    return found

@@ -749,8 +749,11 @@ def _break(what: str, support: Path, others: Path, file: Path) -> list[object]:
         ("truncated", "red-0.png: not a readable image"),
         ("class name", "predicted: a class may not be called image or predicted"),
         ("too large", "broken.png: not a readable image"),
-        ("empty class", "yellow: no image in this folder (files ending in .png, .jpg, ...); not"),
-        ("empty class", "read: phone.heic"),
+        (
+            "empty class",
+            "yellow: no image in this folder (files ending in .png, .jpg, ...);"
+            " not read: phone.heic",
+        ),
         ("one class", "needs two or more; found: red"),
         ("no folder", "nowhere: no such folder"),
         ("nothing to predict", "nothing: no image in this folder"),
